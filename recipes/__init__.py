@@ -1,0 +1,1 @@
+"""Shipped recipes: configurations of the command line, found by name."""
