@@ -1,1 +1,1 @@
-""""""
+"""Pure torch functions: the mathematics, one file a topic."""

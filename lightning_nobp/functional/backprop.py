@@ -1,0 +1,224 @@
+"""Backpropagation written out: the vector-Jacobian product of every common layer, and the gradient of two losses.
+
+Each ``*_vjp`` takes the gradient of a scalar loss with respect to a layer's output and what the layer's forward
+pass left behind, and returns the gradients with respect to its inputs and parameters. Nothing here records an
+autograd graph. The adjoints of convolution and pooling are torch's own kernels; the rest is spelled out.
+
+References:
+    Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", Nature 323 (1986).
+    Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167. Ba, Kiros and Hinton, "Layer Normalization",
+    arXiv 1607.06450. Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def linear_vjp(
+    grad: Tensor, x: Tensor, weight: Tensor, *, needs_input_grad: bool = True, needs_weight_grad: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``y = x @ weight.T`` for the gradient ``grad`` of ``y``.
+
+    Args:
+        grad: ``(..., out_features)``.
+        x: ``(..., in_features)``.
+        weight: ``(out_features, in_features)``.
+        needs_input_grad: Whether to compute the gradient of ``x``.
+        needs_weight_grad: Whether to compute the gradient of ``weight``.
+
+    Returns:
+        The gradients of ``x`` and ``weight``, None where not needed.
+    """
+    grad_x = grad @ weight.to(grad.dtype) if needs_input_grad else None
+    if not needs_weight_grad:
+        return grad_x, None
+    return grad_x, grad.flatten(0, -2).t() @ x.flatten(0, -2).to(grad.dtype)
+
+
+def conv2d_vjp(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs_input_grad: bool = True,
+    needs_weight_grad: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a two-dimensional convolution without bias.
+
+    The gradient of the input is the transposed convolution of ``grad`` with the weight, that of the weight the
+    correlation of the input with ``grad``: one kernel of torch computes both.
+
+    Args:
+        grad: ``(batch, out_channels, out_height, out_width)``.
+        x: ``(batch, in_channels, height, width)``.
+        weight: ``(out_channels, in_channels / groups, kernel_height, kernel_width)``.
+        stride: Of the convolution, two numbers.
+        padding: Zeros on each side, two numbers.
+        dilation: Of the kernel, two numbers.
+        groups: Of channels.
+        needs_input_grad: Whether to compute the gradient of ``x``.
+        needs_weight_grad: Whether to compute the gradient of ``weight``.
+
+    Returns:
+        The gradients of ``x`` and ``weight``, None where not needed.
+    """
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad,
+        x.to(grad.dtype),
+        weight.to(grad.dtype),
+        None,
+        list(stride),
+        list(padding),
+        list(dilation),
+        False,
+        [0, 0],
+        groups,
+        [needs_input_grad, needs_weight_grad, False],
+    )
+    return grad_x, grad_weight
+
+
+def bias_vjp(grad: Tensor, channel_dim: int = -1) -> Tensor:
+    """Gradient of a bias that was added along ``channel_dim``: the sum over every other dimension."""
+    other = [d for d in range(grad.dim()) if d != channel_dim % grad.dim()]
+    return grad.sum(other) if other else grad.clone()
+
+
+def relu_vjp(grad: Tensor, y: Tensor) -> Tensor:
+    """Gradient through ``y = relu(x)``: ``grad`` where the output is positive."""
+    return torch.ops.aten.threshold_backward(grad, y, 0)  # type: ignore[no-any-return]
+
+
+def sigmoid_vjp(grad: Tensor, y: Tensor) -> Tensor:
+    """Gradient through ``y = sigmoid(x)``: ``grad * y * (1 - y)``."""
+    return grad * (y - y * y)
+
+
+def tanh_vjp(grad: Tensor, y: Tensor) -> Tensor:
+    """Gradient through ``y = tanh(x)``: ``grad * (1 - y^2)``."""
+    return grad - grad * y * y
+
+
+def gelu_vjp(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
+    """Gradient through ``gelu(x)``.
+
+    Args:
+        grad: Gradient of the output, any shape.
+        x: Input, the same shape.
+        approximate: ``'none'``: x Phi(x), derivative Phi(x) + x phi(x); ``'tanh'``: the tanh approximation.
+    """
+    if approximate == "tanh":
+        k = math.sqrt(2 / math.pi)
+        t = torch.tanh(k * (x + 0.044715 * x**3))
+        return grad * 0.5 * (1 + t + x * (1 - t * t) * k * (1 + 3 * 0.044715 * x * x))
+    cdf = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    pdf = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return grad * (cdf + x * pdf)
+
+
+def batch_norm_vjp(
+    grad: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor | None, *, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of batch normalisation over every dimension but the second.
+
+    With m values a channel, xhat = (x - mean) * inv_std and d = grad * weight, the input's gradient is
+    ``inv_std * (d - mean(d) - xhat * mean(d * xhat))`` in training, where the statistics depend on the batch, and
+    ``inv_std * d`` in evaluation, where they are constants.
+
+    Args:
+        grad: ``(batch, channels, ...)``.
+        x: The layer's input, the same shape.
+        mean: ``(channels,)``, the mean that normalised.
+        inv_std: ``(channels,)``, one over the standard deviation that normalised.
+        weight: ``(channels,)`` or None.
+        training: Whether the statistics are those of this batch.
+
+    Returns:
+        The gradients of ``x``, weight and bias.
+    """
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    dims = [d for d in range(x.dim()) if d != 1]
+    centred = x - mean.view(shape)
+    grad_bias = grad.sum(dims)
+    grad_weight = (grad * centred).sum(dims) * inv_std
+    scale = inv_std if weight is None else inv_std * weight
+    if not training:
+        return grad * scale.view(shape), grad_weight, grad_bias
+    count = x.numel() // x.shape[1]
+    slope = -scale * inv_std * grad_weight / count
+    offset = -scale * grad_bias / count
+    grad_x = centred.mul_(slope.view(shape)).add_(offset.view(shape)).addcmul_(grad, scale.view(shape))
+    return grad_x, grad_weight, grad_bias
+
+
+def layer_norm_vjp(
+    grad: Tensor, x: Tensor, normalized_dims: int, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of layer normalisation over the last ``normalized_dims`` dimensions.
+
+    Args:
+        grad: ``(..., *normalized_shape)``.
+        x: The layer's input, the same shape.
+        normalized_dims: How many trailing dimensions are normalised.
+        weight: ``normalized_shape`` or None.
+        eps: Added to the variance.
+
+    Returns:
+        The gradients of ``x``, weight and bias.
+    """
+    dims = list(range(-normalized_dims, 0))
+    var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    inv_std = torch.rsqrt(var + eps)
+    xhat = (x - mean) * inv_std
+    batch_dims = list(range(x.dim() - normalized_dims))
+    grad_weight, grad_bias = grad * xhat, grad
+    if batch_dims:
+        grad_weight, grad_bias = grad_weight.sum(batch_dims), grad_bias.sum(batch_dims)
+    d = grad if weight is None else grad * weight
+    grad_x = inv_std * (d - d.mean(dims, keepdim=True) - xhat * (d * xhat).mean(dims, keepdim=True))
+    return grad_x, grad_weight, grad_bias
+
+
+def mean_squared_error(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error against one-hot targets, averaged over batch and classes, and its gradient.
+
+    Args:
+        scores: ``(batch, num_classes)``.
+        target: ``(batch,)``, class numbers.
+
+    Returns:
+        The loss, a scalar, and its gradient with respect to ``scores``.
+    """
+    error = _at_least_float32(scores)
+    error = error - F.one_hot(target, scores.shape[-1]).to(error.dtype)
+    return error.square().mean(), (error * (2 / error.numel())).to(scores.dtype)
+
+
+def cross_entropy(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy, averaged over the batch, and its gradient ``(softmax - one_hot) / batch``.
+
+    Args:
+        scores: ``(batch, num_classes)``, logits.
+        target: ``(batch,)``, class numbers.
+
+    Returns:
+        The loss, a scalar, and its gradient with respect to ``scores``.
+    """
+    log_probabilities = F.log_softmax(_at_least_float32(scores), dim=-1)
+    grad = log_probabilities.exp()
+    index = target.unsqueeze(-1)
+    grad.scatter_add_(-1, index, grad.new_full((1, 1), -1.0).expand(index.shape))
+    grad.mul_(1 / len(target))
+    return F.nll_loss(log_probabilities, target), grad.to(scores.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

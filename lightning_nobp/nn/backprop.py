@@ -1,0 +1,327 @@
+"""Hand-written backpropagation through a module: a forward pass that returns its own pullback.
+
+``vjp(module, x)`` runs the module without an autograd graph and returns its output together with a *pullback*:
+a function that takes the gradient of the output, adds the gradients of the module's parameters to ``p.grad`` and
+returns the gradient of the input. Containers compose the pullbacks of their children; a new layer joins in by
+:func:`register_vjp`.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from lightning_nobp.functional import backprop as formulas
+from lightning_nobp.nn.residual import Residual
+
+Pullback = Callable[[Tensor], Tensor | None]
+VJPRule = Callable[[Any, Tensor, bool], tuple[Tensor, Pullback]]
+_Rule = TypeVar("_Rule", bound=VJPRule)
+
+_RULES: dict[type[nn.Module], VJPRule] = {}
+
+
+def register_vjp(module_type: type[nn.Module]) -> Callable[[_Rule], _Rule]:
+    """Teach :func:`vjp` a layer.
+
+    The decorated function gets ``(layer, x, needs_input_grad)`` and returns ``(y, pullback)``. The pullback gets the
+    gradient of ``y``, adds the parameters' gradients by :func:`accumulate_grad` and returns the gradient of ``x``
+    (it may return None where ``needs_input_grad`` is False)::
+
+        @register_vjp(Scale)
+        def scale_vjp(layer, x, needs_input_grad):
+            def pullback(grad):
+                accumulate_grad(layer.factor, (grad * x).sum())
+                return grad * layer.factor
+            return layer(x), pullback
+
+    The rule also serves subclasses that do not override ``forward``.
+
+    Args:
+        module_type: The class of the layer.
+    """
+
+    def register(rule: _Rule) -> _Rule:
+        _RULES[module_type] = rule
+        return rule
+
+    return register
+
+
+@torch.no_grad()
+def vjp(module: nn.Module, x: Tensor, needs_input_grad: bool = False) -> tuple[Tensor, Pullback]:
+    """Run ``module`` on ``x`` without an autograd graph, and return its output and its pullback.
+
+    Args:
+        module: A layer with a registered rule, or an ``nn.Sequential`` or ``Residual`` of such.
+        x: Input, ``(batch, ...)``.
+        needs_input_grad: Whether the pullback must return the gradient of ``x``.
+
+    Returns:
+        The output and the pullback. A pullback may be called once: it frees what the forward pass recorded.
+
+    Raises:
+        TypeError: No rule is registered for the module.
+    """
+    return _rule_for(module)(module, x, needs_input_grad)
+
+
+def check_supported(network: nn.Module, name: str = "network") -> None:
+    """Raise ``TypeError`` naming the first layer of ``network`` that :func:`vjp` cannot go through."""
+    _rule_for(network, name)
+    if isinstance(network, nn.Sequential | Residual):
+        for child_name, child in network.named_children():
+            check_supported(child, f"{name}.{child_name}")
+
+
+def accumulate_grad(parameter: nn.Parameter | None, grad: Tensor | None) -> None:
+    """Add ``grad`` to ``parameter.grad``; frozen and absent parameters are passed over.
+
+    Args:
+        parameter: The parameter, or None.
+        grad: Its gradient, the same shape; any floating dtype. None where the parameter is frozen.
+    """
+    if parameter is None or grad is None or not parameter.requires_grad:
+        return
+    grad = grad.to(parameter.dtype)
+    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+
+
+def _rule_for(module: nn.Module, name: str = "network") -> VJPRule:
+    kind = type(module)
+    if not parametrize.is_parametrized(module):
+        for base in kind.__mro__:
+            # A subclass with its own forward computes something else than its base: it needs a rule of its own.
+            if base in _RULES and kind.forward is base.forward:
+                return _RULES[base]
+    why = " with a parametrization" if parametrize.is_parametrized(module) else ""
+    raise TypeError(
+        f"no vector-Jacobian product is known for layer {name!r}, a {kind.__name__}{why}. Register one with "
+        f"@lightning_nobp.nn.register_vjp({kind.__name__}), or let autograd do it: engine='autograd'."
+    )
+
+
+def _trains(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+@register_vjp(nn.Sequential)
+def _sequential(module: nn.Sequential, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    pullbacks: list[Pullback] = []
+    for child in module:
+        x, pullback = vjp(child, x, needs_input_grad)
+        needs_input_grad = needs_input_grad or any(p.requires_grad for p in child.parameters())
+        # Below the first trainable parameter nothing waits for a gradient.
+        if needs_input_grad:
+            pullbacks.append(pullback)
+
+    def pull(grad: Tensor | None) -> Tensor | None:
+        while pullbacks and grad is not None:
+            grad = pullbacks.pop()(grad)
+        return grad
+
+    return x, pull
+
+
+@register_vjp(Residual)
+def _residual(module: Residual, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    y, pull_body = vjp(module.body, x, needs_input_grad)
+    shortcut, pull_shortcut = vjp(module.shortcut, x, needs_input_grad)
+
+    def pull(grad: Tensor) -> Tensor | None:
+        grad_body, grad_shortcut = pull_body(grad), pull_shortcut(grad)
+        return grad_body + grad_shortcut if grad_body is not None and grad_shortcut is not None else None
+
+    return y + shortcut, pull
+
+
+@register_vjp(nn.Identity)
+def _identity(layer: nn.Identity, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    return layer(x), lambda grad: grad
+
+
+@register_vjp(nn.Flatten)
+def _flatten(layer: nn.Flatten, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    shape = x.shape
+    return layer(x), lambda grad: grad.reshape(shape)
+
+
+@register_vjp(nn.Linear)
+def _linear(layer: nn.Linear, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    def pull(grad: Tensor) -> Tensor | None:
+        grad_x, grad_weight = formulas.linear_vjp(
+            grad,
+            x,
+            layer.weight,
+            needs_input_grad=needs_input_grad,
+            needs_weight_grad=layer.weight.requires_grad,
+        )
+        accumulate_grad(layer.weight, grad_weight)
+        if _trains(layer.bias):
+            accumulate_grad(layer.bias, formulas.bias_vjp(grad))
+        return grad_x
+
+    return layer(x), pull
+
+
+@register_vjp(nn.Conv2d)
+def _conv2d(layer: nn.Conv2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    padding = _zero_padding(layer)
+
+    def pull(grad: Tensor) -> Tensor | None:
+        grad_x, grad_weight = formulas.conv2d_vjp(
+            grad,
+            x,
+            layer.weight,
+            stride=layer.stride,
+            padding=padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            needs_input_grad=needs_input_grad,
+            needs_weight_grad=layer.weight.requires_grad,
+        )
+        accumulate_grad(layer.weight, grad_weight)
+        if _trains(layer.bias):
+            accumulate_grad(layer.bias, formulas.bias_vjp(grad, channel_dim=1))
+        return grad_x
+
+    return layer(x), pull
+
+
+def _zero_padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    if layer.padding_mode != "zeros":
+        raise TypeError(
+            f"Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass"
+        )
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    if layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
+            raise TypeError(
+                "Conv2d with padding='same' and an even kernel pads unevenly: give the padding as numbers"
+            )
+        return tuple(t // 2 for t in total)
+    return tuple(int(p) for p in layer.padding)
+
+
+def _batch_norm(
+    layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, needs_input_grad: bool
+) -> tuple[Tensor, Pullback]:
+    training = layer.training or layer.running_mean is None
+    y = layer(x)
+    if training:
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, correction=0)
+    else:
+        # Copies: another batch in between moves the layer's buffers.
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    inv_std = torch.rsqrt(var + layer.eps)
+
+    def pull(grad: Tensor) -> Tensor:
+        grad_x, grad_weight, grad_bias = formulas.batch_norm_vjp(
+            grad, x, mean, inv_std, layer.weight, training=training
+        )
+        accumulate_grad(layer.weight, grad_weight)
+        accumulate_grad(layer.bias, grad_bias)
+        return grad_x.to(grad.dtype)
+
+    return y, pull
+
+
+register_vjp(nn.BatchNorm1d)(_batch_norm)
+register_vjp(nn.BatchNorm2d)(_batch_norm)
+
+
+@register_vjp(nn.LayerNorm)
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    def pull(grad: Tensor) -> Tensor:
+        grad_x, grad_weight, grad_bias = formulas.layer_norm_vjp(
+            grad, x, len(layer.normalized_shape), layer.weight, layer.eps
+        )
+        accumulate_grad(layer.weight, grad_weight)
+        accumulate_grad(layer.bias, grad_bias)
+        return grad_x.to(grad.dtype)
+
+    return layer(x), pull
+
+
+@register_vjp(nn.ReLU)
+def _relu(layer: nn.ReLU, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    y = F.relu(x)
+    return y, lambda grad: formulas.relu_vjp(grad, y)
+
+
+@register_vjp(nn.Sigmoid)
+def _sigmoid(layer: nn.Sigmoid, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    y = layer(x)
+    return y, lambda grad: formulas.sigmoid_vjp(grad, y)
+
+
+@register_vjp(nn.Tanh)
+def _tanh(layer: nn.Tanh, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    y = layer(x)
+    return y, lambda grad: formulas.tanh_vjp(grad, y)
+
+
+@register_vjp(nn.GELU)
+def _gelu(layer: nn.GELU, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    return layer(x), lambda grad: formulas.gelu_vjp(grad, x, layer.approximate)
+
+
+@register_vjp(nn.Dropout)
+def _dropout(layer: nn.Dropout, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    if not layer.training or layer.p == 0:
+        return x, lambda grad: grad
+    keep = 1 - layer.p
+    # Drawn as torch draws it, so that both engines drop the same units from the same seed.
+    mask = torch.empty_like(x).bernoulli_(keep)
+    mask = mask.div_(keep) if keep > 0 else mask
+    return x * mask, lambda grad: grad * mask
+
+
+@register_vjp(nn.MaxPool2d)
+def _max_pool2d(layer: nn.MaxPool2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    y, indices = F.max_pool2d(
+        x,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.ceil_mode,
+        return_indices=True,
+    )
+    shape = x.shape
+
+    def pull(grad: Tensor) -> Tensor:
+        # A maximum passes its gradient to where it came from; overlapping windows add up.
+        flat = grad.new_zeros(shape).flatten(-2)
+        return flat.scatter_add_(-1, indices.flatten(-2), grad.flatten(-2)).view(shape)
+
+    return y, pull
+
+
+@register_vjp(nn.AvgPool2d)
+def _avg_pool2d(layer: nn.AvgPool2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    def pull(grad: Tensor) -> Tensor:
+        return torch.ops.aten.avg_pool2d_backward(  # type: ignore[no-any-return]
+            grad,
+            x,
+            _pair(layer.kernel_size),
+            _pair(layer.stride),
+            _pair(layer.padding),
+            layer.ceil_mode,
+            layer.count_include_pad,
+            layer.divisor_override,
+        )
+
+    return layer(x), pull
+
+
+def _pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)

@@ -1,0 +1,134 @@
+"""Small networks to start from, and what a rule accepts as a network.
+
+Both presets are plain ``nn.Sequential``, so every rule that walks through layers can take them. They keep their
+constructor's arguments as attributes, which lets a checkpoint say how to build them again.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+NetworkFactory = Callable[[Sequence[int], int], nn.Module]
+"""Called with the input shape ``(channels, height, width)`` and the number of classes."""
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+}
+
+
+def _activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron on flattened inputs.
+
+    Args:
+        input_shape: Shape of one sample, for images ``(channels, height, width)``.
+        num_classes: Number of scores.
+        hidden_dims: Width of each hidden layer; empty for a linear classifier.
+        activation: ``'relu'``, ``'sigmoid'``, ``'tanh'`` or ``'gelu'``.
+        batch_norm: Whether each hidden layer is batch-normalised before its activation.
+        dropout: Probability with which a hidden unit is dropped in training.
+
+    Raises:
+        ValueError: An unknown activation.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden_dims: Sequence[int] = (500, 500),
+        activation: str = "relu",
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = math.prod(input_shape)
+        for hidden in hidden_dims:
+            layers.append(nn.Linear(width, hidden))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(_activation(activation))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = hidden
+        layers.append(nn.Linear(width, num_classes))
+        super().__init__(*layers)
+        self.input_shape, self.num_classes = tuple(input_shape), num_classes
+        self.hidden_dims, self.activation = tuple(hidden_dims), activation
+        self.batch_norm, self.dropout = batch_norm, dropout
+
+
+class CNN(nn.Sequential):
+    """A small convolutional network: 3x3 convolutions, each halved by a 2x2 maximum, then a hidden layer.
+
+    Args:
+        input_shape: ``(channels, height, width)``; height and width at least ``2 ** len(channels)``.
+        num_classes: Number of scores.
+        channels: Output channels of each convolution.
+        hidden_dim: Width of the fully connected layer.
+        activation: ``'relu'``, ``'sigmoid'``, ``'tanh'`` or ``'gelu'``.
+        batch_norm: Whether each convolution is batch-normalised before its activation.
+        dropout: Probability with which a unit of the hidden layer is dropped in training.
+
+    Raises:
+        ValueError: The image is too small for that many halvings, or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[int] = (32, 64),
+        hidden_dim: int = 128,
+        activation: str = "relu",
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"input_shape={tuple(input_shape)}: a CNN takes images (channels, height, width)"
+            )
+        width, height, breadth = input_shape
+        shrink = 2 ** len(channels)
+        if min(height, breadth) < shrink:
+            raise ValueError(
+                f"input_shape={tuple(input_shape)} is too small to be halved {len(channels)} times: "
+                "give fewer channels"
+            )
+        layers: list[nn.Module] = []
+        for out in channels:
+            layers.append(nn.Conv2d(width, out, kernel_size=3, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(out))
+            layers += [_activation(activation), nn.MaxPool2d(2)]
+            width = out
+        flat = width * (height // shrink) * (breadth // shrink)
+        layers += [nn.Flatten(), nn.Linear(flat, hidden_dim), _activation(activation)]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(hidden_dim, num_classes))
+        super().__init__(*layers)
+        self.input_shape, self.num_classes = tuple(input_shape), num_classes
+        self.channels, self.hidden_dim, self.activation = tuple(channels), hidden_dim, activation
+        self.batch_norm, self.dropout = batch_norm, dropout
+
+
+PRESETS: dict[str, NetworkFactory] = {"mlp": MLP, "cnn": CNN}
+
+
+def sequential(layers: Sequence[nn.Module]) -> nn.Sequential:
+    """An ``nn.Sequential`` from a list, the form that a YAML configuration can write.
+
+    Args:
+        layers: The layers in order.
+    """
+    return nn.Sequential(*layers)

@@ -1,0 +1,402 @@
+"""The base of every learning rule: everything about a training step except the gradient itself."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, cast, final
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
+from lightning_nobp.rules.hyperparameters import plain_arguments, to_plain
+from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
+from lightning_nobp.rules.synchronisation import average_over_ranks, check_ranks_agree, gather_from_ranks
+
+_STATE_KEY = "lightning_nobp"
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+
+
+class LearningRule(LightningModule):
+    """A LightningModule that writes ``p.grad`` its own way and lets an ordinary torch optimizer apply it.
+
+    A subclass implements :meth:`compute_gradients`. The base does the rest of a training step: zero the gradients,
+    compute them, average them over ranks and accumulated batches, refuse what is not finite, clip, step the
+    optimizer once and the scheduler when it is due, and log. It works without a Trainer too: call
+    ``rule.compute_gradients(batch)`` between ``optimizer.zero_grad()`` and ``optimizer.step()``.
+
+    Args:
+        optimizer: Called with the parameters: a class, a ``functools.partial`` of one, or ``class_path`` on the
+            command line.
+        lr_scheduler: Called with the optimizer, likewise; None for a constant learning rate.
+        lr_scheduler_interval: What the scheduler counts, ``'epoch'`` or ``'step'``.
+        lr_scheduler_frequency: It moves once in so many of them.
+        lr_scheduler_monitor: Logged value that a ``ReduceLROnPlateau`` watches.
+        gradient_clip_val: Bound for the gradient, None for no bound. Lightning's own
+            ``Trainer(gradient_clip_val=...)`` is refused in manual optimization.
+        gradient_clip_algorithm: ``'norm'`` bounds the total norm, ``'value'`` every entry.
+        accumulate_grad_batches: So many batches make one optimizer step, equal to a step on the joined batch.
+        on_nonfinite: ``'raise'`` a ``FloatingPointError`` before a loss or gradient that is not finite reaches the
+            weights, or ``'skip'`` that step and count it in ``train/skipped_steps``.
+
+    Raises:
+        ValueError: An argument outside its range.
+    """
+
+    supported_precisions: ClassVar[tuple[str, ...]] = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+    """Values of ``Trainer(precision=...)`` under which the rule is right."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the keyword arguments, from which a checkpoint rebuilds the rule."""
+        rule = super().__new__(cls)
+        object.__setattr__(rule, "_given", kwargs)
+        return rule
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_frequency: int = 1,
+        lr_scheduler_monitor: str = "val/loss",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_grad_batches: int = 1,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._remember_arguments()
+        _check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
+        _check_choice("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value"))
+        _check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+        _check_positive("lr_scheduler_frequency", lr_scheduler_frequency)
+        _check_positive("accumulate_grad_batches", accumulate_grad_batches)
+        if gradient_clip_val is not None:
+            _check_positive("gradient_clip_val", gradient_clip_val)
+        self._optimizer_factory = optimizer
+        self._scheduler_factory = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self.lr_scheduler_frequency = lr_scheduler_frequency
+        self.lr_scheduler_monitor = lr_scheduler_monitor
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.on_nonfinite = on_nonfinite
+        self._lr: float | None = None
+        self._accumulator = GradientAccumulator()
+        self._means = RunningMeans()
+        self._skipped_steps = 0
+        self._scheduled_epochs = 0
+        self._monitored: dict[str, float] = {}
+        self._random_states: list[dict[str, Any]] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a subclass that replaces the training step."""
+        super().__init_subclass__(**kwargs)
+        if "training_step" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__}.training_step: it is final, implement compute_gradients(batch) instead"
+            )
+
+    # What a rule defines
+
+    @abstractmethod
+    def compute_gradients(self, batch: Any) -> Mapping[str, Tensor]:
+        """Add the gradient of this batch to ``p.grad`` of every parameter to be moved.
+
+        Gradients are means over the samples of the batch. No Trainer is needed.
+
+        Args:
+            batch: What the data module yields, for images ``(x, y)``.
+
+        Returns:
+            Scalars to log, by name; ``'loss'`` among them if the rule has one.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement compute_gradients(batch)  (abstract)"
+        )
+
+    def num_samples(self, batch: Any) -> int:
+        """How many samples a batch holds: its weight in averages. By default the length of its first tensor."""
+        first = batch
+        while not isinstance(first, Tensor):
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        return len(first)
+
+    def global_loss(self, batch: Any) -> Tensor | None:
+        """The loss of the whole network on ``batch``, with an autograd graph, to compare gradients with.
+
+        None, the default, says that the rule has no such loss.
+        """
+        return None
+
+    def synchronise_gradients(self, num_samples: int, loss: Tensor | None) -> Tensor | None:
+        """Average ``p.grad`` and the loss over ranks, weighted by samples, in one flattened all-reduce.
+
+        Called only with more than one rank. A rule with a cheaper exact exchange overrides it.
+
+        Args:
+            num_samples: Samples behind this rank's gradient.
+            loss: This rank's loss, a scalar, or None.
+
+        Returns:
+            The loss averaged over ranks.
+        """
+        return average_over_ranks(self._moved_parameters(), num_samples, loss)
+
+    # The training step
+
+    @final
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """One batch: gradients, and unless more batches accumulate, one step of the optimizer."""
+        parameters = self._moved_parameters()
+        for parameter in parameters:
+            parameter.grad = None
+        values = self.compute_gradients(batch)
+        num_samples = self.num_samples(batch)
+        self._means.add(values, num_samples)
+        self._log_step(values)
+        loss = values.get("loss")
+        mean_loss = loss
+        if self.accumulate_grad_batches > 1:
+            self._accumulator.add(parameters, num_samples, loss)
+            if self._accumulator.batches < self.accumulate_grad_batches and not self.trainer.is_last_batch:
+                return loss
+            num_samples, mean_loss = self._accumulator.release(parameters)
+        if self.trainer.world_size > 1:
+            mean_loss = self.synchronise_gradients(num_samples, mean_loss)
+        self._step_optimizer(parameters, mean_loss)
+        return loss
+
+    def _step_optimizer(self, parameters: list[nn.Parameter], loss: Tensor | None) -> None:
+        finite = self._is_finite(parameters, loss)
+        if not finite:
+            self._skipped_steps += 1
+            for parameter in parameters:
+                parameter.grad = None
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        # Stepping without gradients moves nothing, but counts: global_step advances by one whatever happens.
+        optimizer.step()
+        if finite:
+            self._step_schedulers("step", self.trainer.global_step)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip; callbacks have seen the unclipped gradient by now, as in automatic optimization."""
+        if self.gradient_clip_val is None:
+            return
+        clip = clip_grad_norm_ if self.gradient_clip_algorithm == "norm" else clip_grad_value_
+        clip([p for group in optimizer.param_groups for p in group["params"]], self.gradient_clip_val)
+
+    def _moved_parameters(self) -> list[nn.Parameter]:
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None) -> bool:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if loss is not None:
+            total = total + loss.detach()
+        if torch.isfinite(total):
+            return True
+        # A finite gradient may have a norm that overflows: only now look at every entry.
+        culprits = [
+            n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        if loss is not None and not torch.isfinite(loss):
+            culprits.insert(0, "the loss")
+        if not culprits:
+            return True
+        if self.on_nonfinite == "skip":
+            return False
+        raise FloatingPointError(
+            f"{type(self).__name__}: not finite at step {self.trainer.global_step}: {', '.join(culprits)}. The "
+            "weights are untouched. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
+            "without such steps: on_nonfinite='skip'."
+        )
+
+    # Logging
+
+    def _log_step(self, values: Mapping[str, Tensor]) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # Logging every step costs as much as a quarter of a small network's step.
+        if every and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
+            for name, value in values.items():
+                self.log(f"train/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means, move the schedulers, and check that all ranks hold the same parameters."""
+        means = self._means.compute()
+        self._means.reset()
+        for name, value in means.items():
+            self.log(f"train/{name}_epoch", value)
+        if self._skipped_steps:
+            self.log("train/skipped_steps", float(self._skipped_steps))
+        self._catch_up_epoch_schedulers(self.current_epoch + 1)
+        if self.trainer.world_size > 1:
+            check_ranks_agree(dict(self.named_parameters()))
+
+    # Optimizer and schedulers
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over all trainable parameters, and the scheduler if there is one."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        # Something must be stepped once a batch, or Lightning counts no steps and saves no checkpoints.
+        optimizer = self._optimizer_factory(parameters) if parameters else _idle_optimizer()
+        if self._lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr
+        if self._scheduler_factory is None:
+            return optimizer
+        scheduler = {
+            "scheduler": self._scheduler_factory(optimizer),
+            "interval": self.lr_scheduler_interval,
+            "frequency": self.lr_scheduler_frequency,
+        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate of the first parameter group; setting it moves all groups (Lightning's finder does)."""
+        if self._fabric is None and self._trainer is not None and self.trainer.optimizers:
+            return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = value
+        for optimizer in self.trainer.optimizers if self._trainer is not None else []:
+            for group in optimizer.param_groups:
+                group["lr"] = value
+
+    def _step_schedulers(self, interval: str, count: int) -> None:
+        """Move the schedulers that count ``interval``: in manual optimization Lightning never does."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval != interval or count % config.frequency:
+                continue
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(self._monitored_value(config.scheduler))
+            else:
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def _monitored_value(self, scheduler: ReduceLROnPlateau) -> float:
+        name = getattr(scheduler, "monitor", self.lr_scheduler_monitor)
+        metrics = self.trainer.callback_metrics
+        if name in metrics:
+            return float(metrics[name])
+        if name in self._monitored:
+            return self._monitored[name]
+        raise MisconfigurationException(
+            f"ReduceLROnPlateau watches lr_scheduler_monitor={name!r}, which is not logged. "
+            f"Logged values: {', '.join(sorted(metrics)) or 'none'}."
+        )
+
+    def _catch_up_epoch_schedulers(self, epochs: int) -> None:
+        # Counted here, and so in the checkpoint: a run may stop between an epoch's last batch and its end.
+        while self._scheduled_epochs < epochs:
+            self._scheduled_epochs += 1
+            self._step_schedulers("epoch", self._scheduled_epochs)
+
+    # At the door
+
+    def configure_callbacks(self) -> list[Callback]:
+        """No callbacks, but the first hook of a run: refuse what the Trainer was given and the rule cannot honour."""
+        trainer, rule = self.trainer, type(self).__name__
+        for name in ("gradient_clip_val", "accumulate_grad_batches"):
+            value = getattr(trainer, name)
+            if value not in (None, 0, 1):
+                raise MisconfigurationException(
+                    f"Trainer({name}={value}): {rule} writes its own gradients, so give it {rule}({name}={value}), "
+                    f"on the command line --model.{name}={value}, and leave the Trainer's away."
+                )
+        if trainer.precision not in self.supported_precisions:
+            raise MisconfigurationException(
+                f"Trainer(precision={trainer.precision!r}): {rule} supports {', '.join(self.supported_precisions)}."
+            )
+        if type(trainer.strategy).__name__ not in _STRATEGIES:
+            raise MisconfigurationException(
+                f"Trainer(strategy=...) gave {type(trainer.strategy).__name__}: {rule} supports a single device, "
+                "'ddp' and 'ddp_spawn', since it needs whole parameters and writes their gradients itself."
+            )
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Check that the run can be saved, before it starts."""
+        if stage == "fit":
+            plain_arguments(type(self), self.hparams)
+
+    # Exact resume
+
+    def on_fit_start(self) -> None:
+        """Put the random generators back where the checkpoint left them, before any data is drawn."""
+        if self._random_states:
+            rank = self.trainer.global_rank
+            restore_random_state(self._random_states[min(rank, len(self._random_states) - 1)])
+            self._random_states = []
+
+    def on_train_epoch_start(self) -> None:
+        """Move schedulers that a run stopped before its epoch's end did not move."""
+        self._catch_up_epoch_schedulers(self.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add everything that shapes the future, and plain constructor arguments."""
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(type(self), self.hparams)
+        metrics = self.trainer.callback_metrics if self._trainer is not None else {}
+        checkpoint[_STATE_KEY] = {
+            "random_states": gather_from_ranks(collect_random_state()),
+            "accumulator": self._accumulator.state_dict(),
+            "means": self._means.state_dict(),
+            "skipped_steps": self._skipped_steps,
+            "scheduled_epochs": self._scheduled_epochs,
+            "monitored": {k: float(v) for k, v in metrics.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what :meth:`on_save_checkpoint` added."""
+        state = checkpoint.get(_STATE_KEY)
+        if state is None:
+            return
+        self._random_states = state["random_states"]
+        self._accumulator.load_state_dict(state["accumulator"])
+        self._means.load_state_dict(state["means"])
+        self._skipped_steps = state["skipped_steps"]
+        self._scheduled_epochs = state["scheduled_epochs"]
+        self._monitored = state["monitored"]
+
+    def _remember_arguments(self) -> None:
+        """Fill ``self.hparams``, modules among the arguments in their plain form."""
+        given = vars(self).pop("_given")
+        modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(logger=False, ignore=modules)
+            # From the command line or a checkpoint every argument is plain already, modules included.
+            if "_class_path" in self.hparams:
+                self.save_hyperparameters(logger=False)
+                return
+        for name in modules:
+            self.hparams[name] = to_plain(given[name], name)
+
+
+def _idle_optimizer() -> Optimizer:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(()), requires_grad=False)], lr=0.0)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}={value!r} must be positive")

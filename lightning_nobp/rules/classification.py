@@ -1,0 +1,179 @@
+"""The base of every rule that trains a classifier."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Accuracy, MeanMetric, Metric
+
+from lightning_nobp.nn.networks import PRESETS, NetworkFactory
+from lightning_nobp.rules.base import LearningRule
+from lightning_nobp.rules.hyperparameters import OPAQUE, to_plain
+
+
+class ClassificationRule(LearningRule):
+    """A learning rule for a network that maps inputs to class scores.
+
+    The base adds the network, loss and accuracy for validation and test, and prediction. A subclass implements
+    :meth:`compute_gradients`, and overrides :meth:`forward` or :meth:`loss_function` where its scores or its loss
+    are others.
+
+    Args:
+        network: A preset (``'mlp'``, ``'cnn'``), a module, or what builds one from ``(input_shape, num_classes)``:
+            a class or a ``functools.partial`` of one.
+        num_classes: Number of classes; None takes it from the data module.
+        input_shape: Shape of one sample, for images ``(channels, height, width)``; None takes it from the data
+            module. Not needed where ``network`` is a module.
+        **kwargs: See :class:`LearningRule`.
+
+    Raises:
+        ValueError: An unknown preset, or fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str | nn.Module | NetworkFactory = "mlp",
+        num_classes: int | None = None,
+        input_shape: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_classes is not None and num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: a classifier needs at least two")
+        self._factory = None if isinstance(network, nn.Module) else _network_factory(network)
+        self.num_classes = num_classes
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+        self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
+        self._metrics = nn.ModuleDict()
+        if num_classes is not None and (self.network is not None or input_shape is not None):
+            self._build()
+
+    def configure_model(self) -> None:
+        """Build what waited for the data module's shape and number of classes."""
+        if self._metrics:
+            return
+        data = getattr(self._trainer, "datamodule", None)
+        for name in ("num_classes", "input_shape"):
+            if getattr(self, name) is None:
+                value = getattr(data, name, None)
+                if value is None and not (name == "input_shape" and self.network is not None):
+                    raise ValueError(
+                        f"{name} is not known: give {type(self).__name__}({name}=...) or a data module with the "
+                        f"attribute {name!r}"
+                    )
+                setattr(self, name, value)
+                self.hparams[name] = None if value is None else to_plain(value, name)
+        self._build()
+
+    def _build(self) -> None:
+        assert self.num_classes is not None
+        if self.network is None:
+            assert self._factory is not None
+            assert self.input_shape is not None
+            self.network = self._factory(self.input_shape, self.num_classes)
+        self.check_network(self.network)
+        for stage in ("val", "test"):
+            self._metrics[f"{stage}/loss"] = MeanMetric()
+            self._metrics[f"{stage}/accuracy"] = Accuracy(task="multiclass", num_classes=self.num_classes)
+
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network that the rule cannot train; by default every network is welcome.
+
+        Raises:
+            TypeError: Names the layer and what to do about it.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores ``(batch, num_classes)`` of inputs ``(batch, *input_shape)``."""
+        scores: Tensor = self.built_network()(x)
+        return scores
+
+    def built_network(self) -> nn.Module:
+        """The network.
+
+        Raises:
+            RuntimeError: It waits for the data module's shape.
+        """
+        if self.network is None:
+            raise RuntimeError(
+                f"the network is built once its shape is known: give {type(self).__name__}(num_classes=..., "
+                "input_shape=...), or train with a data module"
+            )
+        return self.network
+
+    def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The loss that is reported for validation and test: softmax cross-entropy by default.
+
+        Args:
+            scores: ``(batch, num_classes)``.
+            target: ``(batch,)``, class numbers.
+        """
+        return nn.functional.cross_entropy(scores, target)
+
+    def global_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor | None:
+        """:meth:`loss_function` of the whole network, with its autograd graph."""
+        x, target = batch
+        return self.loss_function(self(x), target)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Class probabilities ``(batch, num_classes)`` from scores: their softmax by default."""
+        return scores.softmax(dim=-1)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count one batch into ``val/loss`` and ``val/accuracy``."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count one batch into ``test/loss`` and ``test/accuracy``."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
+        """Class probabilities ``(batch, num_classes)`` of a batch ``x`` or ``(x, target)``."""
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        return self.probabilities(self(x))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics, over all ranks."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics, over all ranks."""
+        self._log_metrics("test")
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        x, target = batch
+        scores = self(x)
+        self._metric(stage, "loss").update(self.loss_function(scores, target), weight=len(target))
+        self._metric(stage, "accuracy").update(scores, target)
+
+    def _log_metrics(self, stage: str) -> None:
+        for name in ("loss", "accuracy"):
+            metric = self._metric(stage, name)
+            # The metric sums over ranks itself.
+            self.log(f"{stage}/{name}", metric.compute(), prog_bar=True)
+            metric.reset()
+
+    def _metric(self, stage: str, name: str) -> Metric:
+        return cast(Metric, self._metrics[f"{stage}/{name}"])
+
+
+def accuracy(scores: Tensor, target: Tensor) -> Tensor:
+    """Fraction of ``scores`` ``(batch, num_classes)`` whose largest entry is the target's."""
+    return (scores.argmax(dim=-1) == target).to(torch.float32).mean()
+
+
+def _network_factory(network: str | NetworkFactory) -> NetworkFactory:
+    if not isinstance(network, str):
+        return network
+    if network.startswith(OPAQUE):
+        raise ValueError(
+            f"the checkpoint's network was {network}; it cannot be rebuilt from plain arguments: give it again, "
+            "load_from_checkpoint(path, network=...)"
+        )
+    if network not in PRESETS:
+        raise ValueError(
+            f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path"
+        )
+    return PRESETS[network]

@@ -1,0 +1,173 @@
+"""Constructor arguments of a rule as plain data, so that a checkpoint rebuilds the rule and loads safely.
+
+A checkpoint loads with ``torch.load(weights_only=True)`` only if it holds plain values and tensors. The command
+line already gives plain values; a rule built in Python gets classes, partials and modules, which are rewritten here
+to the command line's own form, ``{"class_path": ..., "init_args": {...}}``.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""What Lightning calls to rebuild a module from plain arguments."""
+
+OPAQUE = "built in Python: "
+"""Marks a module that plain data cannot describe; followed by its class."""
+
+
+def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain form of the keyword arguments that built an instance of ``cls``.
+
+    Arguments that still are a constructor's own default are left out where they are functions: the default brings
+    them back.
+
+    Args:
+        cls: The class.
+        arguments: What its constructor was given, by name.
+
+    Returns:
+        The plain arguments, and how Lightning rebuilds the object from them.
+
+    Raises:
+        TypeError: A lambda, a local function or any other object that plain data cannot say.
+    """
+    accepted = _accepted(cls)
+    plain: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name not in accepted or any(value is default for default in accepted[name] if callable(default)):
+            continue
+        plain[name] = to_plain(value, name)
+    return plain | {"_class_path": import_path(cls), "_instantiator": INSTANTIATOR}
+
+
+def to_plain(value: Any, name: str) -> Any:
+    """``value`` as numbers, strings, lists, dictionaries, tensors and class paths.
+
+    Args:
+        value: What an argument was given.
+        name: The argument's name, for the error.
+
+    Raises:
+        TypeError: The value has no plain form.
+    """
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [to_plain(v, name) for v in value]
+    if isinstance(value, Mapping):
+        return {k: to_plain(v, name) for k, v in value.items()}
+    if isinstance(value, nn.Module):
+        return _module_to_plain(value) or OPAQUE + import_path(type(value))
+    if isinstance(value, functools.partial):
+        return _partial_to_plain(value, name)
+    if callable(value) and hasattr(value, "__qualname__") and _importable(value):
+        return {"class_path": import_path(value)} if inspect.isclass(value) else import_path(value)
+    raise TypeError(
+        f"{name}={value!r} cannot be written to a checkpoint, so the run could not be loaded again. Give a class, "
+        "functools.partial(Class, keyword=value) or a function of a module instead of a lambda or local object."
+    )
+
+
+def import_path(thing: Any) -> str:
+    """Where ``thing`` can be imported from."""
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _accepted(cls: type) -> dict[str, list[Any]]:
+    """Names that the constructors of ``cls`` and its bases take, each with the defaults found on the way."""
+    names: dict[str, list[Any]] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
+                names.setdefault(name, []).append(parameter.default)
+    return names
+
+
+def _importable(thing: Any) -> bool:
+    try:
+        found: Any = importlib.import_module(thing.__module__)
+        for part in thing.__qualname__.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return False
+    return found is thing
+
+
+def _partial_to_plain(value: functools.partial[Any], name: str) -> Any:
+    # The command line's own partials call a helper with the class as an argument.
+    classes = [part for part in (value.func, *value.args) if inspect.isclass(part) and _importable(part)]
+    target = classes[-1] if classes else value.func
+    if not _importable(target):
+        raise TypeError(
+            f"{name}={value!r} wraps {target!r}, which cannot be imported: define it at the top of a module"
+        )
+    return {
+        "class_path": import_path(target),
+        "init_args": {k: to_plain(v, name) for k, v in value.keywords.items()},
+    }
+
+
+def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
+    """``module`` as class path and arguments, or None unless rebuilding them gives the same architecture.
+
+    Arguments are read from the attributes of the same names, where torch's layers keep theirs.
+    """
+    if type(module) is nn.Sequential:
+        layers = [_module_to_plain(layer) for layer in module]
+        if None in layers or list(module._modules) != [str(i) for i in range(len(layers))]:
+            return None
+        return {"class_path": "lightning_nobp.nn.sequential", "init_args": {"layers": layers}}
+    cls = type(module)
+    arguments = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in ("device", "dtype", "self"):
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            return None
+        value = getattr(module, name, inspect.Parameter.empty)
+        if name == "bias" and not isinstance(value, bool):
+            value = value is not None
+        if isinstance(value, nn.Module):
+            value = _module_to_plain(value)
+        if value is inspect.Parameter.empty or not _is_plain(value):
+            return None
+        arguments[name] = list(value) if isinstance(value, tuple) else value
+    plain = {"class_path": import_path(cls), "init_args": arguments}
+    return plain if _importable(cls) and _rebuilds(module, plain) else None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in value.values())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _rebuilds(module: nn.Module, plain: dict[str, Any]) -> bool:
+    try:
+        with torch.device("meta"):
+            twin = _build(plain)
+    except Exception:  # a constructor may refuse in any way it likes; then it has no plain form
+        return False
+    shapes = {k: v.shape for k, v in module.state_dict().items()}
+    return repr(twin) == repr(module) and {k: v.shape for k, v in twin.state_dict().items()} == shapes
+
+
+def _build(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return [_build(item) for item in plain]
+    if not (isinstance(plain, dict) and "class_path" in plain):
+        return plain
+    module, _, name = plain["class_path"].rpartition(".")
+    arguments = {k: _build(v) for k, v in plain["init_args"].items()}
+    return getattr(importlib.import_module(module), name)(**arguments)

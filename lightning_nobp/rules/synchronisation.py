@@ -1,0 +1,94 @@
+"""What ranks of a distributed run exchange; on a single process every function is the identity."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_distributed() -> bool:
+    """Whether several processes run together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_main_rank() -> bool:
+    """Whether this process is the first, or the only one."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
+def average_over_ranks(
+    parameters: list[nn.Parameter], num_samples: int, loss: Tensor | None
+) -> Tensor | None:
+    """Average gradients and loss over ranks, weighted by samples, in one all-reduce.
+
+    Weights make ranks with unequal batches equal to one process with the joined batch. A parameter without gradient
+    on one rank counts as zero there; without gradient on all ranks it keeps none.
+
+    Args:
+        parameters: The same on every rank; ``p.grad`` is overwritten.
+        num_samples: Samples behind this rank's gradient.
+        loss: This rank's mean loss, a scalar, or None on all ranks.
+
+    Returns:
+        The mean loss over all samples.
+    """
+    device = parameters[0].device
+    weight = torch.tensor([float(num_samples)], device=device)
+    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    present = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+    mean_loss = weight.new_zeros(1) if loss is None else loss.detach().reshape(1)
+    # Joined with float32 numbers, half-precision gradients are summed in float32.
+    flat = torch.cat([piece.flatten() for piece in pieces] + [mean_loss, torch.ones_like(weight)]) * weight
+    flat = torch.cat([flat, present])
+    dist.all_reduce(flat)
+    total = flat[-len(parameters) - 1]
+    start = 0
+    for parameter, seen in zip(parameters, flat[-len(parameters) :].tolist(), strict=True):
+        piece = flat[start : start + parameter.numel()] / total
+        parameter.grad = piece.view_as(parameter).to(parameter.dtype) if seen else None
+        start += parameter.numel()
+    return None if loss is None else (flat[start] / total).to(loss.dtype)
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of ``value`` over ranks; ``value`` itself is untouched."""
+    if not is_distributed():
+        return value
+    total = _to_backend(value.detach().clone())
+    dist.all_reduce(total)
+    return total.to(value.device)
+
+
+def gather_from_ranks(value: Any) -> list[Any]:
+    """One entry a rank; any picklable value."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def check_ranks_agree(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Compare a checksum of every parameter over ranks.
+
+    Raises:
+        RuntimeError: Ranks hold different values; names the first parameter.
+    """
+    sums = torch.stack([_checksum(p) for p in parameters.values()]) if parameters else torch.zeros(1)
+    everywhere = gather_from_ranks(sums.cpu())
+    for name, *values in zip(parameters, *everywhere, strict=False):
+        if any(v != values[0] for v in values):
+            raise RuntimeError(
+                f"parameter {name!r} differs between ranks: the gradient written on each rank was not the average. "
+                "If synchronise_gradients is overridden, every rank must end with the same p.grad."
+            )
+
+
+def _checksum(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64)
+
+
+def _to_backend(value: Tensor) -> Tensor:
+    return value.cuda() if dist.get_backend() == "nccl" else value.cpu()
