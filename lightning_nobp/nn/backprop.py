@@ -77,7 +77,7 @@ def check_supported(network: nn.Module, name: str = "network") -> None:
             check_supported(child, f"{name}.{child_name}")
 
 
-def accumulate_grad(parameter: nn.Parameter | None, grad: Tensor | None) -> None:
+def accumulate_grad(parameter: Tensor | None, grad: Tensor | None) -> None:
     """Add ``grad`` to ``parameter.grad``; frozen and absent parameters are passed over.
 
     Args:
@@ -104,7 +104,7 @@ def _rule_for(module: nn.Module, name: str = "network") -> VJPRule:
     )
 
 
-def _trains(parameter: nn.Parameter | None) -> bool:
+def _trains(parameter: Tensor | None) -> bool:
     return parameter is not None and parameter.requires_grad
 
 
@@ -193,24 +193,18 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor
 
 def _zero_padding(layer: nn.Conv2d) -> tuple[int, ...]:
     if layer.padding_mode != "zeros":
-        raise TypeError(
-            f"Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass"
-        )
+        raise TypeError(f"Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass")
     if layer.padding == "valid":
         return (0,) * len(layer.kernel_size)
     if layer.padding == "same":
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         if any(t % 2 for t in total):
-            raise TypeError(
-                "Conv2d with padding='same' and an even kernel pads unevenly: give the padding as numbers"
-            )
+            raise TypeError("Conv2d with padding='same' and an even kernel pads unevenly: give the padding as numbers")
         return tuple(t // 2 for t in total)
     return tuple(int(p) for p in layer.padding)
 
 
-def _batch_norm(
-    layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, needs_input_grad: bool
-) -> tuple[Tensor, Pullback]:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     training = layer.training or layer.running_mean is None
     y = layer(x)
     if training:

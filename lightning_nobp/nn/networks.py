@@ -94,15 +94,12 @@ class CNN(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         if len(input_shape) != 3:
-            raise ValueError(
-                f"input_shape={tuple(input_shape)}: a CNN takes images (channels, height, width)"
-            )
+            raise ValueError(f"input_shape={tuple(input_shape)}: a CNN takes images (channels, height, width)")
         width, height, breadth = input_shape
         shrink = 2 ** len(channels)
         if min(height, breadth) < shrink:
             raise ValueError(
-                f"input_shape={tuple(input_shape)} is too small to be halved {len(channels)} times: "
-                "give fewer channels"
+                f"input_shape={tuple(input_shape)} is too small to be halved {len(channels)} times: give fewer channels"
             )
         layers: list[nn.Module] = []
         for out in channels:

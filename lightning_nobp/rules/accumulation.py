@@ -35,9 +35,7 @@ class GradientAccumulator:
             for old, p in zip(sums, parameters, strict=True)
         ]
         if loss is not None:
-            self._loss = loss.detach() * num_samples + (
-                0 if self._loss is None else self._loss.to(loss.device)
-            )
+            self._loss = loss.detach() * num_samples + (0 if self._loss is None else self._loss.to(loss.device))
         self.num_samples += num_samples
         self.batches += 1
 

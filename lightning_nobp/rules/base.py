@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, cast, final
 
 import torch
-import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
@@ -104,9 +103,7 @@ class LearningRule(LightningModule):
         """Refuse a subclass that replaces the training step."""
         super().__init_subclass__(**kwargs)
         if "training_step" in vars(cls):
-            raise TypeError(
-                f"{cls.__name__}.training_step: it is final, implement compute_gradients(batch) instead"
-            )
+            raise TypeError(f"{cls.__name__}.training_step: it is final, implement compute_gradients(batch) instead")
 
     # What a rule defines
 
@@ -122,9 +119,7 @@ class LearningRule(LightningModule):
         Returns:
             Scalars to log, by name; ``'loss'`` among them if the rule has one.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} must implement compute_gradients(batch)  (abstract)"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must implement compute_gradients(batch)  (abstract)")
 
     def num_samples(self, batch: Any) -> int:
         """How many samples a batch holds: its weight in averages. By default the length of its first tensor."""
@@ -210,9 +205,7 @@ class LearningRule(LightningModule):
         if torch.isfinite(total):
             return True
         # A finite gradient may have a norm that overflows: only now look at every entry.
-        culprits = [
-            n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-        ]
+        culprits = [n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         if loss is not None and not torch.isfinite(loss):
             culprits.insert(0, "the loss")
         if not culprits:
@@ -268,7 +261,7 @@ class LearningRule(LightningModule):
     @property
     def lr(self) -> float | None:
         """Learning rate of the first parameter group; setting it moves all groups (Lightning's finder does)."""
-        if self._fabric is None and self._trainer is not None and self.trainer.optimizers:
+        if self._trainer is not None and self.trainer.optimizers:
             return float(self.trainer.optimizers[0].param_groups[0]["lr"])
         return self._lr
 
@@ -287,7 +280,7 @@ class LearningRule(LightningModule):
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 config.scheduler.step(self._monitored_value(config.scheduler))
             else:
-                config.scheduler.step()  # type: ignore[call-arg]
+                config.scheduler.step()
 
     def _monitored_value(self, scheduler: ReduceLROnPlateau) -> float:
         name = getattr(scheduler, "monitor", self.lr_scheduler_monitor)

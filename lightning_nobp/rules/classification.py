@@ -173,7 +173,5 @@ def _network_factory(network: str | NetworkFactory) -> NetworkFactory:
             "load_from_checkpoint(path, network=...)"
         )
     if network not in PRESETS:
-        raise ValueError(
-            f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path"
-        )
+        raise ValueError(f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path")
     return PRESETS[network]

@@ -18,9 +18,7 @@ def is_main_rank() -> bool:
     return not is_distributed() or dist.get_rank() == 0
 
 
-def average_over_ranks(
-    parameters: list[nn.Parameter], num_samples: int, loss: Tensor | None
-) -> Tensor | None:
+def average_over_ranks(parameters: list[nn.Parameter], num_samples: int, loss: Tensor | None) -> Tensor | None:
     """Average gradients and loss over ranks, weighted by samples, in one all-reduce.
 
     Weights make ranks with unequal batches equal to one process with the joined batch. A parameter without gradient
