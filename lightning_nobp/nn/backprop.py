@@ -66,12 +66,15 @@ def vjp(module: nn.Module, x: Tensor, needs_input_grad: bool = False) -> tuple[T
     Raises:
         TypeError: No rule is registered for the module.
     """
-    return _rule_for(module)(module, x, needs_input_grad)
+    y, pullback = _rule_for(module)(module, x, needs_input_grad)
+    return y, torch.no_grad()(pullback)
 
 
 def check_supported(network: nn.Module, name: str = "network") -> None:
     """Raise ``TypeError`` naming the first layer of ``network`` that :func:`vjp` cannot go through."""
     _rule_for(network, name)
+    if isinstance(network, nn.Conv2d):
+        _zero_padding(network)
     if isinstance(network, nn.Sequential | Residual):
         for child_name, child in network.named_children():
             check_supported(child, f"{name}.{child_name}")
@@ -112,7 +115,7 @@ def _trains(parameter: Tensor | None) -> bool:
 def _sequential(module: nn.Sequential, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     pullbacks: list[Pullback] = []
     for child in module:
-        x, pullback = vjp(child, x, needs_input_grad)
+        x, pullback = _rule_for(child)(child, x, needs_input_grad)
         needs_input_grad = needs_input_grad or any(p.requires_grad for p in child.parameters())
         # Below the first trainable parameter nothing waits for a gradient.
         if needs_input_grad:
@@ -128,8 +131,8 @@ def _sequential(module: nn.Sequential, x: Tensor, needs_input_grad: bool) -> tup
 
 @register_vjp(Residual)
 def _residual(module: Residual, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    y, pull_body = vjp(module.body, x, needs_input_grad)
-    shortcut, pull_shortcut = vjp(module.shortcut, x, needs_input_grad)
+    y, pull_body = _rule_for(module.body)(module.body, x, needs_input_grad)
+    shortcut, pull_shortcut = _rule_for(module.shortcut)(module.shortcut, x, needs_input_grad)
 
     def pull(grad: Tensor) -> Tensor | None:
         grad_body, grad_shortcut = pull_body(grad), pull_shortcut(grad)
