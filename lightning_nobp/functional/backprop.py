@@ -2,7 +2,8 @@
 
 Each ``*_vjp`` takes the gradient of a scalar loss with respect to a layer's output and what the layer's forward
 pass left behind, and returns the gradients with respect to its inputs and parameters. Nothing here records an
-autograd graph. The adjoints of convolution and pooling are torch's own kernels; the rest is spelled out.
+autograd graph. Where one pass over memory counts (convolution, normalisation, GELU, average pooling), the formula in
+the docstring is evaluated by torch's own fused kernel.
 
 References:
     Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", Nature 323 (1986).
@@ -10,7 +11,6 @@ References:
     arXiv 1607.06450. Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -93,8 +93,8 @@ def bias_vjp(grad: Tensor, channel_dim: int = -1) -> Tensor:
 
 
 def relu_vjp(grad: Tensor, y: Tensor) -> Tensor:
-    """Gradient through ``y = relu(x)``: ``grad`` where the output is positive."""
-    return torch.ops.aten.threshold_backward(grad, y, 0)  # type: ignore[no-any-return]
+    """Gradient through ``y = relu(x)``: ``grad`` where the output is positive, written over ``grad``."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)  # type: ignore[no-any-return]
 
 
 def sigmoid_vjp(grad: Tensor, y: Tensor) -> Tensor:
@@ -108,83 +108,103 @@ def tanh_vjp(grad: Tensor, y: Tensor) -> Tensor:
 
 
 def gelu_vjp(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
-    """Gradient through ``gelu(x)``.
+    """Gradient through ``gelu(x) = x Phi(x)``, written over ``grad``: ``grad * (Phi(x) + x phi(x))``.
 
     Args:
         grad: Gradient of the output, any shape.
         x: Input, the same shape.
-        approximate: ``'none'``: x Phi(x), derivative Phi(x) + x phi(x); ``'tanh'``: the tanh approximation.
+        approximate: ``'none'``, or ``'tanh'`` for the derivative of the tanh approximation.
     """
-    if approximate == "tanh":
-        k = math.sqrt(2 / math.pi)
-        t = torch.tanh(k * (x + 0.044715 * x**3))
-        return grad * 0.5 * (1 + t + x * (1 - t * t) * k * (1 + 3 * 0.044715 * x * x))
-    cdf = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
-    pdf = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return grad * (cdf + x * pdf)
+    return torch.ops.aten.gelu_backward.grad_input(  # type: ignore[no-any-return]
+        grad, x, approximate=approximate, grad_input=grad
+    )
+
+
+def max_pool2d_vjp(grad: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+    """Gradient through a maximum over windows: each maximum hands its gradient to where it came from.
+
+    Args:
+        grad: ``(batch, channels, out_height, out_width)``.
+        indices: Position of each maximum in its flattened input plane, the shape of ``grad``.
+        shape: Shape of the input, ``(batch, channels, height, width)``.
+    """
+    flat = grad.new_zeros(shape).flatten(-2)
+    return flat.scatter_add_(-1, indices.flatten(-2), grad.flatten(-2)).view(shape)
 
 
 def batch_norm_vjp(
-    grad: Tensor, x: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor | None, *, training: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    *,
+    training: bool,
+    needs_input_grad: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of batch normalisation over every dimension but the second.
 
-    With m values a channel, xhat = (x - mean) * inv_std and d = grad * weight, the input's gradient is
+    With xhat = (x - mean) * inv_std and d = grad * weight, the input's gradient is
     ``inv_std * (d - mean(d) - xhat * mean(d * xhat))`` in training, where the statistics depend on the batch, and
-    ``inv_std * d`` in evaluation, where they are constants.
+    ``inv_std * d`` in evaluation, where they are constants; the weight's is ``sum(grad * xhat)``, the bias's
+    ``sum(grad)``.
 
     Args:
         grad: ``(batch, channels, ...)``.
         x: The layer's input, the same shape.
+        weight: ``(channels,)`` or None.
         mean: ``(channels,)``, the mean that normalised.
         inv_std: ``(channels,)``, one over the standard deviation that normalised.
-        weight: ``(channels,)`` or None.
         training: Whether the statistics are those of this batch.
+        needs_input_grad: Whether to compute the gradient of ``x``.
 
     Returns:
-        The gradients of ``x``, weight and bias.
+        The gradients of ``x``, weight and bias; the last two None without a weight.
     """
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    dims = [d for d in range(x.dim()) if d != 1]
-    centred = x - mean.view(shape)
-    grad_bias = grad.sum(dims)
-    grad_weight = (grad * centred).sum(dims) * inv_std
-    scale = inv_std if weight is None else inv_std * weight
-    if not training:
-        return grad * scale.view(shape), grad_weight, grad_bias
-    count = x.numel() // x.shape[1]
-    slope = -scale * inv_std * grad_weight / count
-    offset = -scale * grad_bias / count
-    grad_x = centred.mul_(slope.view(shape)).add_(offset.view(shape)).addcmul_(grad, scale.view(shape))
-    return grad_x, grad_weight, grad_bias
+    # In evaluation the kernel wants the variance rather than what it saved.
+    running = (None, None) if training else (mean, inv_std.pow(-2))
+    wanted = [needs_input_grad, weight is not None, weight is not None]
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, *running, mean, inv_std, training, 0.0, wanted
+    )
+    return grads
 
 
 def layer_norm_vjp(
-    grad: Tensor, x: Tensor, normalized_dims: int, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of layer normalisation over the last ``normalized_dims`` dimensions.
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    *,
+    needs_input_grad: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of layer normalisation over the last dimensions.
+
+    With xhat = (x - mean) * inv_std and d = grad * weight, the input's gradient is
+    ``inv_std * (d - mean(d) - xhat * mean(d * xhat))``, means taken over the normalised dimensions; the weight's is
+    ``sum(grad * xhat)``, the bias's ``sum(grad)``, sums taken over the others.
 
     Args:
         grad: ``(..., *normalized_shape)``.
         x: The layer's input, the same shape.
-        normalized_dims: How many trailing dimensions are normalised.
+        normalized_shape: The dimensions that are normalised.
         weight: ``normalized_shape`` or None.
-        eps: Added to the variance.
+        bias: ``normalized_shape`` or None.
+        mean: ``(..., 1, ...)``, as ``torch.native_layer_norm`` returns it.
+        inv_std: Likewise.
+        needs_input_grad: Whether to compute the gradient of ``x``.
 
     Returns:
-        The gradients of ``x``, weight and bias.
+        The gradients of ``x``, weight and bias, None where there is none.
     """
-    dims = list(range(-normalized_dims, 0))
-    var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-    inv_std = torch.rsqrt(var + eps)
-    xhat = (x - mean) * inv_std
-    batch_dims = list(range(x.dim() - normalized_dims))
-    grad_weight, grad_bias = grad * xhat, grad
-    if batch_dims:
-        grad_weight, grad_bias = grad_weight.sum(batch_dims), grad_bias.sum(batch_dims)
-    d = grad if weight is None else grad * weight
-    grad_x = inv_std * (d - d.mean(dims, keepdim=True) - xhat * (d * xhat).mean(dims, keepdim=True))
-    return grad_x, grad_weight, grad_bias
+    wanted = [needs_input_grad, weight is not None, bias is not None]
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
+        grad, x, list(normalized_shape), mean, inv_std, weight, bias, wanted
+    )
+    return grads
 
 
 def mean_squared_error(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

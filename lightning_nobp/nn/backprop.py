@@ -29,7 +29,7 @@ def register_vjp(module_type: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
     The decorated function gets ``(layer, x, needs_input_grad)`` and returns ``(y, pullback)``. The pullback gets the
     gradient of ``y``, adds the parameters' gradients by :func:`accumulate_grad` and returns the gradient of ``x``
-    (it may return None where ``needs_input_grad`` is False)::
+    (it may return None where ``needs_input_grad`` is False). It owns the gradient it gets, and may write over it::
 
         @register_vjp(Scale)
         def scale_vjp(layer, x, needs_input_grad):
@@ -61,7 +61,8 @@ def vjp(module: nn.Module, x: Tensor, needs_input_grad: bool = False) -> tuple[T
         needs_input_grad: Whether the pullback must return the gradient of ``x``.
 
     Returns:
-        The output and the pullback. A pullback may be called once: it frees what the forward pass recorded.
+        The output and the pullback. The pullback may be called once, since it frees what the forward pass recorded,
+        and it may write over the gradient it is given.
 
     Raises:
         TypeError: No rule is registered for the module.
@@ -95,6 +96,8 @@ def accumulate_grad(parameter: Tensor | None, grad: Tensor | None) -> None:
 
 def _rule_for(module: nn.Module, name: str = "network") -> VJPRule:
     kind = type(module)
+    if kind in _RULES:
+        return _RULES[kind]
     if not parametrize.is_parametrized(module):
         for base in kind.__mro__:
             # A subclass with its own forward computes something else than its base: it needs a rule of its own.
@@ -114,7 +117,7 @@ def _trains(parameter: Tensor | None) -> bool:
 @register_vjp(nn.Sequential)
 def _sequential(module: nn.Sequential, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     pullbacks: list[Pullback] = []
-    for child in module:
+    for child in _in_cheapest_order(module):
         x, pullback = _rule_for(child)(child, x, needs_input_grad)
         needs_input_grad = needs_input_grad or any(p.requires_grad for p in child.parameters())
         # Below the first trainable parameter nothing waits for a gradient.
@@ -129,13 +132,27 @@ def _sequential(module: nn.Sequential, x: Tensor, needs_input_grad: bool) -> tup
     return x, pull
 
 
+def _in_cheapest_order(module: nn.Sequential) -> list[nn.Module]:
+    """The children, each ReLU behind the maximum that follows it.
+
+    The two commute, gradients included. Behind it, the ReLU works on a quarter of the values (windows of 2x2), and
+    the large map before the pooling need not be kept.
+    """
+    children = list(module)
+    for i in range(len(children) - 1):
+        if type(children[i]) is nn.ReLU and type(children[i + 1]) is nn.MaxPool2d:
+            children[i], children[i + 1] = children[i + 1], children[i]
+    return children
+
+
 @register_vjp(Residual)
 def _residual(module: Residual, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     y, pull_body = _rule_for(module.body)(module.body, x, needs_input_grad)
     shortcut, pull_shortcut = _rule_for(module.shortcut)(module.shortcut, x, needs_input_grad)
 
     def pull(grad: Tensor) -> Tensor | None:
-        grad_body, grad_shortcut = pull_body(grad), pull_shortcut(grad)
+        # Each branch owns what it is given, and may write over it.
+        grad_body, grad_shortcut = pull_body(grad.clone()), pull_shortcut(grad)
         return grad_body + grad_shortcut if grad_body is not None and grad_shortcut is not None else None
 
     return y + shortcut, pull
@@ -209,26 +226,35 @@ def _zero_padding(layer: nn.Conv2d) -> tuple[int, ...]:
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     training = layer.training or layer.running_mean is None
-    y = layer(x)
-    if training:
-        dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dims, correction=0)
-    else:
-        # Copies: another batch in between moves the layer's buffers.
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        mean, var = layer.running_mean.clone(), layer.running_var.clone()
-    inv_std = torch.rsqrt(var + layer.eps)
+    y, mean, inv_std = _normalise(layer, x, training)
 
-    def pull(grad: Tensor) -> Tensor:
+    def pull(grad: Tensor) -> Tensor | None:
         grad_x, grad_weight, grad_bias = formulas.batch_norm_vjp(
-            grad, x, mean, inv_std, layer.weight, training=training
+            grad, x, layer.weight, mean, inv_std, training=training, needs_input_grad=needs_input_grad
         )
         accumulate_grad(layer.weight, grad_weight)
         accumulate_grad(layer.bias, grad_bias)
-        return grad_x.to(grad.dtype)
+        return grad_x
 
     return y, pull
+
+
+def _normalise(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Output of a batch normalisation, with the mean and one over the standard deviation that it used."""
+    running_mean, running_var = layer.running_mean, layer.running_var
+    if not training:
+        assert running_mean is not None
+        assert running_var is not None
+        # Copies: another batch before the pullback may move the layer's buffers.
+        return layer(x), running_mean.clone(), torch.rsqrt(running_var + layer.eps)
+    momentum = layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(layer.num_batches_tracked) if momentum is None else momentum
+    y, mean, inv_std = torch.native_batch_norm(
+        x, layer.weight, layer.bias, running_mean, running_var, True, momentum or 0.0, layer.eps
+    )
+    return y, mean, inv_std
 
 
 register_vjp(nn.BatchNorm1d)(_batch_norm)
@@ -237,20 +263,24 @@ register_vjp(nn.BatchNorm2d)(_batch_norm)
 
 @register_vjp(nn.LayerNorm)
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    def pull(grad: Tensor) -> Tensor:
+    shape = list(layer.normalized_shape)
+    y, mean, inv_std = torch.native_layer_norm(x, shape, layer.weight, layer.bias, layer.eps)
+
+    def pull(grad: Tensor) -> Tensor | None:
         grad_x, grad_weight, grad_bias = formulas.layer_norm_vjp(
-            grad, x, len(layer.normalized_shape), layer.weight, layer.eps
+            grad, x, shape, layer.weight, layer.bias, mean, inv_std, needs_input_grad=needs_input_grad
         )
         accumulate_grad(layer.weight, grad_weight)
         accumulate_grad(layer.bias, grad_bias)
-        return grad_x.to(grad.dtype)
+        return grad_x
 
-    return layer(x), pull
+    return y, pull
 
 
 @register_vjp(nn.ReLU)
 def _relu(layer: nn.ReLU, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    y = F.relu(x)
+    # Not in place, even if the layer would be: the layer before may have kept x.
+    y = F.relu(x) if layer.inplace else layer(x)
     return y, lambda grad: formulas.relu_vjp(grad, y)
 
 
@@ -279,7 +309,7 @@ def _dropout(layer: nn.Dropout, x: Tensor, needs_input_grad: bool) -> tuple[Tens
     # Drawn as torch draws it, so that both engines drop the same units from the same seed.
     mask = torch.empty_like(x).bernoulli_(keep)
     mask = mask.div_(keep) if keep > 0 else mask
-    return x * mask, lambda grad: grad * mask
+    return x * mask, lambda grad: grad.mul_(mask)
 
 
 @register_vjp(nn.MaxPool2d)
@@ -294,13 +324,7 @@ def _max_pool2d(layer: nn.MaxPool2d, x: Tensor, needs_input_grad: bool) -> tuple
         return_indices=True,
     )
     shape = x.shape
-
-    def pull(grad: Tensor) -> Tensor:
-        # A maximum passes its gradient to where it came from; overlapping windows add up.
-        flat = grad.new_zeros(shape).flatten(-2)
-        return flat.scatter_add_(-1, indices.flatten(-2), grad.flatten(-2)).view(shape)
-
-    return y, pull
+    return y, lambda grad: formulas.max_pool2d_vjp(grad, indices, shape)
 
 
 @register_vjp(nn.AvgPool2d)

@@ -39,6 +39,9 @@ LAYERS = {
     "dropout": (nn.Dropout(0.4), (50, 6)),
     "dropout of everything": (nn.Dropout(1.0), (5, 6)),
     "identity": (nn.Identity(), (5, 6)),
+    "batch norm 2d, cumulative": (nn.BatchNorm2d(2, momentum=None), (5, 2, 3, 4)),
+    "relu before a maximum": (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.ReLU(), nn.MaxPool2d(2)), (3, 2, 8, 9)),
+    "residual of in-place pullbacks": (Residual(nn.ReLU(), nn.GELU()), (5, 6)),
     "residual": (Residual(nn.Sequential(nn.Linear(6, 6), nn.Tanh())), (5, 6)),
     "residual with shortcut": (Residual(nn.Linear(6, 4), nn.Linear(6, 4)), (5, 6)),
     "nested": (nn.Sequential(nn.Linear(6, 5), nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(5, 4)))), (5, 6)),
@@ -73,7 +76,7 @@ def assert_same_gradients(module: nn.Module, x: torch.Tensor, tolerance: float =
     torch.manual_seed(1)
     y, pullback = vjp(module, x, needs_input_grad=True)
     assert not y.requires_grad
-    grad_x = pullback(probe)
+    grad_x = pullback(probe.clone())
 
     # Relative to the largest gradient: that of a bias before a batch norm is nothing but rounding.
     scale = max(g.abs().max().item() for g in [leaf.grad, *(p.grad for p in twin.parameters())])
