@@ -1,22 +1,26 @@
 """The base of every learning rule: everything about a training step except the gradient itself."""
 
+import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, cast, final
+from types import FrameType
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
-from lightning_nobp.rules.hyperparameters import plain_arguments, to_plain
+from lightning_nobp.rules.hyperparameters import plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import average_over_ranks, check_ranks_agree, gather_from_ranks
 
@@ -53,12 +57,6 @@ class LearningRule(LightningModule):
     supported_precisions: ClassVar[tuple[str, ...]] = ("32-true", "64-true", "bf16-mixed", "bf16-true")
     """Values of ``Trainer(precision=...)`` under which the rule is right."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the keyword arguments, from which a checkpoint rebuilds the rule."""
-        rule = super().__new__(cls)
-        object.__setattr__(rule, "_given", kwargs)
-        return rule
-
     def __init__(
         self,
         *,
@@ -74,7 +72,7 @@ class LearningRule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self._remember_arguments()
+        self._remember_arguments(cast(FrameType, inspect.currentframe()))
         _check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
         _check_choice("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value"))
         _check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
@@ -304,10 +302,12 @@ class LearningRule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """No callbacks, but the first hook of a run: refuse what the Trainer was given and the rule cannot honour."""
+        # It advises to save the weights before the step under names that no rule may use.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         trainer, rule = self.trainer, type(self).__name__
-        for name in ("gradient_clip_val", "accumulate_grad_batches"):
+        for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
             value = getattr(trainer, name)
-            if value not in (None, 0, 1):
+            if value not in unset:
                 raise MisconfigurationException(
                     f"Trainer({name}={value}): {rule} writes its own gradients, so give it {rule}({name}={value}), "
                     f"on the command line --model.{name}={value}, and leave the Trainer's away."
@@ -322,11 +322,6 @@ class LearningRule(LightningModule):
                 "'ddp' and 'ddp_spawn', since it needs whole parameters and writes their gradients itself."
             )
         return []
-
-    def setup(self, stage: str) -> None:
-        """Check that the run can be saved, before it starts."""
-        if stage == "fit":
-            plain_arguments(type(self), self.hparams)
 
     # Exact resume
 
@@ -366,19 +361,22 @@ class LearningRule(LightningModule):
         self._scheduled_epochs = state["scheduled_epochs"]
         self._monitored = state["monitored"]
 
-    def _remember_arguments(self) -> None:
-        """Fill ``self.hparams``, modules among the arguments in their plain form."""
-        given = vars(self).pop("_given")
-        modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+    def _remember_arguments(self, constructor: FrameType) -> None:
+        """Fill ``self.hparams`` with what the constructors on the stack were given, in plain form."""
+        given: dict[str, Any] = {}
+        for arguments in collect_init_args(constructor, [], classes=(HyperparametersMixin,)):
+            given.update(arguments)
+        refuse_opaque(given)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters(logger=False, ignore=modules)
+            # A default that is a lambda: loading brings it back.
+            warnings.filterwarnings("ignore", message=".*removed from hparams because it cannot be pickled.*")
+            modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
+            self.save_hyperparameters(logger=False, ignore=modules, frame=constructor)
             # From the command line or a checkpoint every argument is plain already, modules included.
             if "_class_path" in self.hparams:
-                self.save_hyperparameters(logger=False)
+                self.save_hyperparameters(logger=False, frame=constructor)
                 return
-        for name in modules:
-            self.hparams[name] = to_plain(given[name], name)
+        self.hparams.update(plain_arguments(type(self), given))
 
 
 def _idle_optimizer() -> Optimizer:

@@ -9,7 +9,7 @@ from torchmetrics import Accuracy, MeanMetric, Metric
 
 from lightning_nobp.nn.networks import PRESETS, NetworkFactory
 from lightning_nobp.rules.base import LearningRule
-from lightning_nobp.rules.hyperparameters import OPAQUE, to_plain
+from lightning_nobp.rules.hyperparameters import to_plain
 
 
 class ClassificationRule(LearningRule):
@@ -167,11 +167,6 @@ def accuracy(scores: Tensor, target: Tensor) -> Tensor:
 def _network_factory(network: str | NetworkFactory) -> NetworkFactory:
     if not isinstance(network, str):
         return network
-    if network.startswith(OPAQUE):
-        raise ValueError(
-            f"the checkpoint's network was {network}; it cannot be rebuilt from plain arguments: give it again, "
-            "load_from_checkpoint(path, network=...)"
-        )
     if network not in PRESETS:
         raise ValueError(f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path")
     return PRESETS[network]

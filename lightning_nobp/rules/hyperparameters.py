@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-"""What Lightning calls to rebuild a module from plain arguments."""
+"""What Lightning calls to rebuild a module from plain arguments: the one it trusts."""
 
 OPAQUE = "built in Python: "
 """Marks a module that plain data cannot describe; followed by its class."""
@@ -25,8 +25,8 @@ OPAQUE = "built in Python: "
 def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The plain form of the keyword arguments that built an instance of ``cls``.
 
-    Arguments that still are a constructor's own default are left out where they are functions: the default brings
-    them back.
+    Arguments that the constructor does not take, and functions that are its defaults, are left out: loading gives
+    the one to nobody and brings the others back.
 
     Args:
         cls: The class.
@@ -45,6 +45,20 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
             continue
         plain[name] = to_plain(value, name)
     return plain | {"_class_path": import_path(cls), "_instantiator": INSTANTIATOR}
+
+
+def refuse_opaque(arguments: Mapping[str, Any]) -> None:
+    """Refuse what a checkpoint could not describe and the user did not give again.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, str) and value.startswith(OPAQUE):
+            raise ValueError(
+                f"{name} was {value}: a checkpoint cannot rebuild it, so give it again, "
+                f"load_from_checkpoint(path, {name}=...)"
+            )
 
 
 def to_plain(value: Any, name: str) -> Any:

@@ -1,0 +1,150 @@
+"""A checkpoint rebuilds its rule from itself alone, and loads safely."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from toys import backprop, loader, trainer, weights
+from torch import nn
+
+from lightning_nobp.nn import CNN, MLP, Residual
+from lightning_nobp.rules import Backprop, LearningRule
+from lightning_nobp.rules.hyperparameters import to_plain
+
+NETWORKS = {
+    "preset": "mlp",
+    "class": MLP,
+    "partial": partial(MLP, hidden_dims=(4, 5), activation="tanh"),
+    "instance": lambda: MLP((1, 2, 3), 3, (4,), batch_norm=True),
+    "sequential": lambda: nn.Sequential(
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5, momentum=0.2), nn.ReLU()),
+        Residual(nn.Sequential(nn.Dropout(0.25), nn.Linear(5, 5), nn.GELU("tanh"))),
+        nn.LayerNorm(5),
+        nn.Linear(5, 3),
+    ),
+}
+
+
+def train_and_save(tmp_path, rule):
+    run = trainer(tmp_path)
+    run.fit(rule, loader())
+    path = tmp_path / "rule.ckpt"
+    run.save_checkpoint(path)
+    torch.load(path, weights_only=True)
+    return path
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rule_built_in_python_comes_back_whole(tmp_path, name):
+    network = NETWORKS[name]
+    rule = backprop(
+        network=network() if name in ("instance", "sequential") else network,
+        optimizer=partial(torch.optim.Adam, lr=0.5, betas=(0.8, 0.9)),
+        lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3),
+        gradient_clip_val=0.1,
+    )
+    path = train_and_save(tmp_path, rule)
+    for cls in (Backprop, L.LightningModule):
+        again = cls.load_from_checkpoint(path)
+        assert type(again) is Backprop
+        assert repr(again.network) == repr(rule.network)
+        assert torch.equal(weights(again), weights(rule))
+        assert again.gradient_clip_val == 0.1
+        [optimizer], [scheduler] = configured(again)
+        assert type(optimizer) is torch.optim.Adam
+        assert (optimizer.param_groups[0]["lr"], tuple(optimizer.param_groups[0]["betas"])) == (0.5, (0.8, 0.9))
+        assert scheduler.step_size == 3
+
+
+def configured(rule):
+    made = rule.configure_optimizers()
+    return [made["optimizer"]], [made["lr_scheduler"]["scheduler"]]
+
+
+def test_rule_saved_again_after_loading_comes_back_too(tmp_path):
+    rule = backprop(optimizer=partial(torch.optim.Adam, lr=0.5), network=NETWORKS["sequential"]())
+    again = Backprop.load_from_checkpoint(train_and_save(tmp_path, rule))
+    third = Backprop.load_from_checkpoint(train_and_save(tmp_path, again))
+    assert torch.equal(weights(third), weights(again))
+    assert third.configure_optimizers().param_groups[0]["lr"] == 0.5
+
+
+def test_default_optimizer_comes_back(tmp_path):
+    again = Backprop.load_from_checkpoint(train_and_save(tmp_path, backprop()))
+    assert type(again.configure_optimizers()) is torch.optim.SGD
+
+
+def test_shape_taken_from_the_data_module_is_in_the_checkpoint(tmp_path):
+    class Data(L.LightningDataModule):
+        num_classes, input_shape = 3, (1, 2, 3)
+
+        def train_dataloader(self):
+            return loader()
+
+    rule = Backprop()
+    run = trainer(tmp_path)
+    run.fit(rule, datamodule=Data())
+    run.save_checkpoint(tmp_path / "rule.ckpt")
+    again = Backprop.load_from_checkpoint(tmp_path / "rule.ckpt")
+    assert (again.num_classes, again.input_shape) == (3, (1, 2, 3))
+    assert torch.equal(weights(again), weights(rule))
+
+
+def test_rule_from_the_command_line_comes_back(tmp_path):
+    arguments = ["--model=Backprop", "--model.num_classes=3", "--model.input_shape=[1,2,3]"]
+    arguments += ["--model.network=lightning_nobp.nn.MLP", "--model.network.hidden_dims=[4]"]
+    arguments += ["--model.optimizer=Adam", "--model.optimizer.lr=0.5", "--model.loss=cross_entropy"]
+    settings = {"subclass_mode_model": True, "auto_configure_optimizers": False, "run": False}
+    rule = LightningCLI(LearningRule, save_config_callback=None, args=arguments, **settings).model
+    again = Backprop.load_from_checkpoint(train_and_save(tmp_path, rule))
+    assert torch.equal(weights(again), weights(rule))
+    assert again.loss == "cross_entropy"
+    assert again.configure_optimizers().param_groups[0]["lr"] == 0.5
+
+
+class Custom(nn.Module):
+    """Keeps nothing of what built it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(6, width), nn.Linear(width, 3))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_network_that_cannot_be_described_is_asked_for(tmp_path):
+    rule = backprop(network=Custom(4), engine="autograd")
+    path = train_and_save(tmp_path, rule)
+    with pytest.raises(ValueError, match=r"Custom.*load_from_checkpoint\(path, network=\.\.\.\)"):
+        Backprop.load_from_checkpoint(path)
+    again = Backprop.load_from_checkpoint(path, network=Custom(4))
+    assert torch.equal(weights(again), weights(rule))
+
+
+def local_optimizer(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "value", [lambda p: torch.optim.SGD(p), partial(lambda p, lr: torch.optim.SGD(p, lr), lr=1.0), object()]
+)
+def test_what_a_checkpoint_cannot_say_is_refused_at_once(value):
+    with pytest.raises(TypeError, match=r"optimizer=.*partial|optimizer=.*import"):
+        backprop(optimizer=value)
+
+
+def test_plain_forms():
+    assert to_plain(partial(torch.optim.Adam, lr=1), "o") == {
+        "class_path": "torch.optim.adam.Adam",
+        "init_args": {"lr": 1},
+    }
+    assert to_plain({"a": (1, None)}, "o") == {"a": [1, None]}
+    cnn = CNN((1, 8, 8), 10, (4,))
+    assert to_plain(cnn, "n")["init_args"]["channels"] == [4]
+    assert to_plain(local_optimizer, "o").endswith("local_optimizer")
+    class_path = to_plain(nn.Sequential(nn.ReLU()), "n")["class_path"]
+    assert class_path == "lightning_nobp.nn.sequential"
