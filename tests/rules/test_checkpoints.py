@@ -6,8 +6,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
-from toys import backprop, loader, trainer, weights
 from torch import nn
+from toys import backprop, loader, trainer, weights
 
 from lightning_nobp.nn import CNN, MLP, Residual
 from lightning_nobp.rules import Backprop, LearningRule

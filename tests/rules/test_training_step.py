@@ -10,8 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
-from toys import backprop, blobs, loader, trainer, weights
 from torch import nn
+from toys import backprop, blobs, loader, trainer, weights
 
 from lightning_nobp.rules import Backprop, ClassificationRule, LearningRule
 
@@ -19,9 +19,9 @@ from lightning_nobp.rules import Backprop, ClassificationRule, LearningRule
 class Automatic(L.LightningModule):
     """The same training by Lightning's automatic optimization: what every test compares with."""
 
-    def __init__(self, rule, optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=None):
+    def __init__(self, rule, scheduler=None):
         super().__init__()
-        self.network, self.optimizer, self.scheduler = rule.network, optimizer, scheduler
+        self.network, self.scheduler = rule.network, scheduler
 
     def training_step(self, batch, batch_idx):
         loss = nn.functional.cross_entropy(self.network(batch[0]), batch[1])
@@ -32,7 +32,7 @@ class Automatic(L.LightningModule):
         self.log("val/loss", nn.functional.cross_entropy(self.network(batch[0]), batch[1]))
 
     def configure_optimizers(self):
-        optimizer = self.optimizer(self.parameters())
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
         return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
 
 
@@ -166,14 +166,14 @@ def fit_plainly(tmp_path):
 
 
 def test_callbacks_see_the_unclipped_gradient(tmp_path):
-    class Norms(L.Callback):
-        norms: list[float] = []
+    norms = []
 
+    class Norms(L.Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters()]).item())
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters()]).item())
 
     trainer(tmp_path, callbacks=[Norms()], max_steps=1).fit(backprop(gradient_clip_val=1e-3), loader())
-    assert Norms.norms[0] > 0.01
+    assert norms[0] > 0.01
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])

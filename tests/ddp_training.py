@@ -1,0 +1,50 @@
+"""A training that runs on one process or two, importable by spawned processes."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from toys import backprop, blobs, trainer, weights
+
+
+class ShardedBlobs(L.LightningDataModule):
+    """Rank r sees every second sample of each batch; the last batch is uneven: 103 = 6 * 16 + 7 = 4 + 3."""
+
+    def train_dataloader(self) -> Any:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        x, target = blobs(103).tensors
+        batches = [(x[k : k + 16][rank::world], target[k : k + 16][rank::world]) for k in range(0, 103, 16)]
+        return DataLoader(batches, batch_size=None)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+class SaveRank(L.Callback):
+    """Each rank writes its final weights and metrics."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        result = {"weights": weights(pl_module), "metrics": metrics, "steps": trainer.global_step}
+        torch.save(result, self.folder / f"rank{trainer.global_rank}of{trainer.world_size}.pt")
+
+
+def train(folder: Path, strategy: str, **kwargs: Any) -> None:
+    """Two epochs; on two processes unless ``strategy`` is 'auto'."""
+    rule = backprop(optimizer=partial(torch.optim.Adam, lr=0.01), **kwargs)
+    devices = 1 if strategy == "auto" else 2
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
+    run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
+    run.fit(rule, datamodule=ShardedBlobs())
+
+
+def load(folder: Path, rank: int, world: int) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = torch.load(folder / f"rank{rank}of{world}.pt")
+    return result
