@@ -91,8 +91,9 @@ class RunningMeans:
         if not values:
             return
         self._names = list(values)
-        row = torch.stack([v.detach().float() for v in values.values()])
-        self._sums = row * num_samples + (0 if self._sums is None else self._sums.to(row.device))
+        row = torch.stack([v.detach() for v in values.values()])
+        sums = torch.zeros(len(row)) if self._sums is None else self._sums
+        self._sums = sums.to(row.device).add_(row, alpha=num_samples)
         self._num_samples += num_samples
 
     def compute(self) -> dict[str, Tensor]:

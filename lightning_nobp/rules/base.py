@@ -196,13 +196,13 @@ class LearningRule(LightningModule):
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None) -> bool:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        # One pass and one number: whatever is not finite spoils a sum.
+        sums = [p.grad.sum() for p in parameters if p.grad is not None]
         if loss is not None:
-            total = total + loss.detach()
-        if torch.isfinite(total):
+            sums.append(loss.detach().to(parameters[0].device))
+        if not sums or torch.stack(sums).sum().isfinite():
             return True
-        # A finite gradient may have a norm that overflows: only now look at every entry.
+        # A sum of finite entries may overflow: only now look at each.
         culprits = [n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         if loss is not None and not torch.isfinite(loss):
             culprits.insert(0, "the loss")

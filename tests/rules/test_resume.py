@@ -1,0 +1,141 @@
+"""A run stopped anywhere and resumed equals the run that was not stopped, bit for bit."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from toys import trainer, weights
+from torch import nn
+
+from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.nn import MLP
+from lightning_nobp.rules import Backprop
+
+SCHEDULERS = {
+    "epoch": {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.7)},
+    "step": {
+        "lr_scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.97),
+        "lr_scheduler_interval": "step",
+    },
+    "plateau": {"lr_scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=0.5)},
+}
+
+
+class Noisy(Backprop):
+    """Draws from every global generator, as a stochastic rule does."""
+
+    def compute_gradients(self, batch):
+        import random
+
+        import numpy as np
+
+        values = super().compute_gradients(batch)
+        for p in self.network.parameters():
+            p.grad += 1e-3 * (torch.randn_like(p) + random.random() + np.random.rand())
+        return values
+
+
+def rule(**kwargs):
+    L.seed_everything(0, verbose=False)
+    return Noisy(
+        network=partial(MLP, hidden_dims=(16,), dropout=0.2),
+        num_classes=10,
+        input_shape=(1, 8, 8),
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        **kwargs,
+    )
+
+
+def data(**kwargs):
+    return DigitsDataModule(batch_size=64, subset=400, val_size=100, **kwargs)
+
+
+def run(folder, every=None, ckpt_path=None, data_arguments=None, max_epochs=4, trainer_arguments=None, **kwargs):
+    """Train; keep every checkpoint. Returns the trainer."""
+    saved = ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, save_last=every is None)
+    fit = trainer(
+        folder, max_epochs=max_epochs, callbacks=[saved], enable_checkpointing=True, **(trainer_arguments or {})
+    )
+    module = rule(**kwargs)
+    if ckpt_path is not None:
+        # Another state of every generator: what the checkpoint does not restore shows.
+        L.seed_everything(99, verbose=False)
+    fit.fit(module, datamodule=data(**(data_arguments or {})), ckpt_path=ckpt_path)
+    return fit
+
+
+def assert_equal_runs(resumed, whole):
+    assert resumed.global_step == whole.global_step
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    state, expected = resumed.optimizers[0].state_dict(), whole.optimizers[0].state_dict()
+    assert state["param_groups"] == expected["param_groups"]
+    for key, entry in expected["state"].items():
+        assert all(torch.equal(state["state"][key][k], entry[k]) for k in entry)
+    for name, value in whole.callback_metrics.items():
+        torch.testing.assert_close(resumed.callback_metrics[name], value)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("step", [1, 4, 5, 8, 10])
+def test_stopped_after_any_batch(tmp_path, scheduler, step):
+    # 300 samples in batches of 64: five steps an epoch, the last one uneven.
+    whole = run(tmp_path / "whole", every=1, **SCHEDULERS[scheduler])
+    [path] = (tmp_path / "whole").glob(f"*step={step}.ckpt")
+    assert_equal_runs(run(tmp_path / "resumed", ckpt_path=path, **SCHEDULERS[scheduler]), whole)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_stopped_at_the_end_of_an_epoch(tmp_path, scheduler):
+    whole = run(tmp_path / "whole", **SCHEDULERS[scheduler])
+    for path in sorted((tmp_path / "whole").glob("epoch=*.ckpt"))[:-1]:
+        assert_equal_runs(run(tmp_path / path.stem, ckpt_path=path, **SCHEDULERS[scheduler]), whole)
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_stopped_while_gradients_accumulate(tmp_path, step):
+    """Saved by hand between two batches of one optimizer step."""
+
+    class SaveAt(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch * 5 + batch_idx + 1 == step:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    settings = {"accumulate_grad_batches": 2}
+    whole = run(tmp_path / "whole", trainer_arguments={}, **settings)
+    fit = trainer(tmp_path / "saving", max_epochs=4, callbacks=[SaveAt()])
+    fit.fit(rule(**settings), datamodule=data())
+    assert torch.equal(weights(fit.model), weights(whole.model))
+    assert_equal_runs(run(tmp_path / "resumed", ckpt_path=tmp_path / "middle.ckpt", **settings), whole)
+
+
+def test_with_data_loader_workers(tmp_path):
+    settings = {"data_arguments": {"num_workers": 2}, "max_epochs": 2}
+    whole = run(tmp_path / "whole", every=1, **settings)
+    assert_equal_runs(whole, run(tmp_path / "alone", max_epochs=2))
+    [path] = (tmp_path / "whole").glob("*step=3.ckpt")
+    assert_equal_runs(run(tmp_path / "resumed", ckpt_path=path, **settings), whole)
+
+
+def test_validation_in_the_middle_of_an_epoch(tmp_path):
+    settings = {"trainer_arguments": {"val_check_interval": 2}}
+    whole = run(tmp_path / "whole", every=1, **settings)
+    for step in (2, 3, 9):
+        [path] = (tmp_path / "whole").glob(f"*step={step}.ckpt")
+        assert_equal_runs(run(tmp_path / str(step), ckpt_path=path, **settings), whole)
+
+
+def test_batch_norm_statistics_are_part_of_it(tmp_path):
+    def fit(folder, ckpt_path=None):
+        L.seed_everything(0, verbose=False)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+        module = Backprop(network=network, num_classes=10)
+        saved = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1)
+        made = trainer(folder, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
+        made.fit(module, datamodule=data(), ckpt_path=ckpt_path)
+        return made
+
+    whole = fit(tmp_path / "whole")
+    [path] = (tmp_path / "whole").glob("*step=7.ckpt")
+    assert_equal_runs(fit(tmp_path / "resumed", path), whole)
