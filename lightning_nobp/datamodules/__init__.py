@@ -1,1 +1,19 @@
-""""""
+"""Data modules: labelled images in batches, for any rule."""
+
+from lightning_nobp.datamodules.base import ImageDataModule
+from lightning_nobp.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
+from lightning_nobp.datamodules.digits import DigitsDataModule
+from lightning_nobp.datamodules.image_folder import ImageFolderDataModule
+from lightning_nobp.datamodules.mnist import FashionMNISTDataModule, MNISTDataModule
+from lightning_nobp.datamodules.tiny_imagenet import TinyImageNetDataModule
+
+__all__ = [
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DigitsDataModule",
+    "FashionMNISTDataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "MNISTDataModule",
+    "TinyImageNetDataModule",
+]
