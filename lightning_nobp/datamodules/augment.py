@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 
-class RandomShift(v2.Transform):
+class RandomShift(v2.Transform):  # type: ignore[misc]
     """Move each image by up to ``pixels`` in both directions; what comes in from outside is zero.
 
     Padding by ``pixels`` and cropping at random is the same.
@@ -44,7 +44,7 @@ class RandomShift(v2.Transform):
         )
 
 
-class RandomHorizontalFlip(v2.Transform):
+class RandomHorizontalFlip(v2.Transform):  # type: ignore[misc]
     """Mirror each image, left to right, with probability one half."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled training batches; in order while the Trainer overfits some of them."""
-        overfits = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", shuffle=not overfits)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -76,10 +77,12 @@ class ResumableLoader:
         self._position = start
         loader: DataLoader[Any] = DataLoader(
             self.dataset,  # type: ignore[arg-type]
-            batch_sampler=_From(self.batch_sampler, start),  # type: ignore[arg-type]
-            collate_fn=_as_it_is,
+            batch_sampler=_From(self.batch_sampler, start),
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            # Otherwise it draws from the global generator, which belongs to the rule.
+            generator=torch.Generator(),
         )
         for batch in loader:
             # Counted when handed out, not when loaded: workers run ahead.

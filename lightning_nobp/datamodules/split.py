@@ -23,7 +23,7 @@ def stratified_split(labels: Tensor, size: int | float, seed: int, name: str) ->
     everything = torch.arange(total)
     if count in (0, total):
         return everything[:count], everything[count:]
-    num_classes = len(labels.unique())
+    num_classes = len(labels.unique())  # type: ignore[no-untyped-call]
     if count < num_classes or total - count < num_classes:
         raise ValueError(
             f"{name}={size!r} splits {total} samples into {count} and {total - count}: "

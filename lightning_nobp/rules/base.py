@@ -332,8 +332,15 @@ class LearningRule(LightningModule):
             restore_random_state(self._random_states[min(rank, len(self._random_states) - 1)])
             self._random_states = []
 
-    def on_train_epoch_start(self) -> None:
-        """Move schedulers that a run stopped before its epoch's end did not move."""
+    def on_train_start(self) -> None:
+        """Make up for the end of an epoch, if the run was stopped between its last batch and that."""
+        if self._scheduled_epochs >= self.current_epoch:
+            return
+        # Lightning counts such an epoch as complete and goes on with the next, without its validation.
+        if self.trainer.fit_loop.epoch_loop._should_check_val_epoch():
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
         self._catch_up_epoch_schedulers(self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
