@@ -1,2 +1,77 @@
-def main() -> int:
-    return 0
+"""The ``nobp`` command.
+
+Only what trains imports torch; ``list``, ``show``, ``copy``, ``--help`` and ``--version`` answer at once.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import lightning_nobp
+
+HELP = """\
+usage: nobp COMMAND ...
+
+  list [PATTERN]             the rules and the recipes, with what they reached
+  show RECIPE                a recipe as it is shipped
+  copy RECIPE DEST           the same as a file of your own
+
+  fit      --config RECIPE   train                  (nobp fit --help: every option)
+  validate --config RECIPE --ckpt_path best|last|FILE
+  test     --config RECIPE --ckpt_path best|last|FILE
+  predict  --config RECIPE --ckpt_path best|last|FILE [--predictions.path FILE.csv|.parquet]
+
+  compare RECIPE...          train several, one table and picture     (nobp compare --help)
+  export CHECKPOINT FILE     the trained network for plain torch (.pt2) or ONNX (.onnx)
+
+RECIPE is a shipped name (digits/backprop) or a YAML file; several --config merge, later ones win; options override.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0, 1 if something failed, 2 if the arguments are wrong.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"lightning-nobp {lightning_nobp.__version__}")
+        return 0
+    from lightning_nobp.cli.recipes import UnknownNameError
+
+    try:
+        return _run(command)(arguments)
+    except UnknownNameError as error:
+        print(f"nobp: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(command: str) -> Callable[[list[str]], int]:
+    """What carries out a command; imported only now."""
+    if command in ("list", "show", "copy"):
+        from lightning_nobp.cli import listing
+
+        return listing.main
+    if command in ("fit", "validate", "test", "predict"):
+        from lightning_nobp.cli import lightning
+
+        return lightning.main
+    if command == "compare":
+        from lightning_nobp.cli import compare
+
+        return compare.main
+    if command == "export":
+        from lightning_nobp.cli import export
+
+        return export.main
+    from lightning_nobp.cli.recipes import UnknownNameError, nearest
+
+    commands = ["list", "show", "copy", "fit", "validate", "test", "predict", "compare", "export"]
+    raise UnknownNameError(f"unknown command {command!r}{nearest(command, commands)}; nobp --help lists them")

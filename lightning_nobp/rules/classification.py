@@ -121,13 +121,13 @@ class ClassificationRule(LearningRule):
         """Class probabilities ``(batch, num_classes)`` from scores: their softmax by default."""
         return scores.softmax(dim=-1)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count one batch into ``val/loss`` and ``val/accuracy``."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count one batch into ``val/loss`` and ``val/accuracy``; callbacks get its ``scores``."""
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count one batch into ``test/loss`` and ``test/accuracy``."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count one batch into ``test/loss`` and ``test/accuracy``; callbacks get its ``scores``."""
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
         """Class probabilities ``(batch, num_classes)`` of a batch ``x`` or ``(x, target)``."""
@@ -142,11 +142,12 @@ class ClassificationRule(LearningRule):
         """Log the test metrics, over all ranks."""
         self._log_metrics("test")
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, target = batch
         scores = self(x)
         self._metric(stage, "loss").update(self.loss_function(scores, target), weight=len(target))
         self._metric(stage, "accuracy").update(scores, target)
+        return {"scores": scores}
 
     def _log_metrics(self, stage: str) -> None:
         for name in ("loss", "accuracy"):

@@ -50,6 +50,19 @@ def average_over_ranks(parameters: list[nn.Parameter], num_samples: int, loss: T
     return None if loss is None else (flat[start] / total).to(loss.dtype)
 
 
+def average_gradients(gradients: list[Tensor], num_samples: int) -> list[Tensor]:
+    """Gradients averaged over ranks, weighted by samples.
+
+    Args:
+        gradients: Of this rank; not changed.
+        num_samples: Samples behind them.
+    """
+    if not is_distributed():
+        return gradients
+    total = sum_over_ranks(torch.tensor(float(num_samples)))
+    return [sum_over_ranks(g * num_samples) / total.to(g.device) for g in gradients]
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of ``value`` over ranks; ``value`` itself is untouched."""
     if not is_distributed():

@@ -1,0 +1,72 @@
+"""What a fit came to, in one table."""
+
+import time
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lightning_nobp.callbacks.run_folder import run_folder
+
+
+class FitSummary(Callback):
+    """Print a compact table at the end of fit.
+
+    Args:
+        hint: A command to try next, in which ``{ckpt}`` stands for the best checkpoint; None for none.
+    """
+
+    def __init__(self, hint: str | None = None) -> None:
+        self.hint = hint
+        self._start = 0.0
+        self._best: tuple[float, int] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start, self._best = time.perf_counter(), None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the best validation accuracy."""
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if accuracy is not None and not trainer.sanity_checking:
+            self._best = max(
+                self._best or (float(accuracy), trainer.current_epoch), (float(accuracy), trainer.current_epoch)
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        if not trainer.is_global_zero:
+            return
+        table = Table(show_header=False, title=f"{type(pl_module).__name__}", title_justify="left")
+        for name, value in self._rows(trainer, pl_module).items():
+            table.add_row(name, value)
+        console = Console(soft_wrap=True)
+        console.print(table)
+        checkpoint = _checkpoint(trainer)
+        if self.hint and checkpoint:
+            console.print(f"next: {self.hint.format(ckpt=checkpoint)}", highlight=False)
+
+    def _rows(self, trainer: Trainer, rule: LightningModule) -> dict[str, str]:
+        seconds = time.perf_counter() - self._start
+        rows = {
+            "parameters": f"{sum(p.numel() for p in rule.parameters()):,}",
+            "epochs, steps": f"{trainer.current_epoch}, {trainer.global_step:,}",
+            "seconds": f"{seconds:.1f}",
+        }
+        loss = trainer.callback_metrics.get("train/loss_epoch")
+        if loss is not None:
+            rows["train/loss"] = f"{float(loss):.4f} (mean of the last epoch)"
+        if self._best is not None:
+            rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"
+        rows["run folder"] = str(run_folder(trainer))
+        checkpoint = _checkpoint(trainer)
+        if checkpoint:
+            rows["checkpoint"] = checkpoint
+        return rows
+
+
+def _checkpoint(trainer: Trainer) -> str:
+    callback = trainer.checkpoint_callback
+    best = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
+    return str(Path(best)) if best else ""

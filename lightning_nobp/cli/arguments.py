@@ -1,0 +1,76 @@
+"""Arguments of ``nobp`` before Lightning's command line sees them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_nobp.cli import recipes
+from lightning_nobp.cli.checkpoints import resolve
+from lightning_nobp.cli.index import DATA_MODULES, RULES
+
+RUNS = "runs"
+"""Folder of all runs, unless ``--trainer.default_root_dir`` says otherwise."""
+
+
+class Prepared(NamedTuple):
+    """Arguments with names replaced by files."""
+
+    arguments: list[str]
+    recipe: str
+    """Name of the run: the first recipe, or the rule's class."""
+
+
+def prepare(arguments: list[str]) -> Prepared:
+    """Replace recipe names and ``best`` and ``last`` by files, and check short class names.
+
+    Args:
+        arguments: Subcommand and options.
+
+    Raises:
+        UnknownNameError: A recipe, class or checkpoint that does not exist.
+    """
+    split = _split(arguments)
+    configs = [value for option, value in split if option in ("-c", "--config")]
+    mains = [c for c in configs if c.split("/")[0] not in recipes.EXTRAS or Path(c).is_file()]
+    model = next((value for option, value in split if option == "--model"), "")
+    recipe = _run_name(mains[0]) if mains else model.rpartition(".")[2] or "run"
+    root = next((value for option, value in split if option == "--trainer.default_root_dir"), RUNS)
+    prepared: list[str] = []
+    for option, value in split:
+        if option in ("-c", "--config"):
+            value = str(recipes.find(value))
+        elif option == "--ckpt_path" and value in ("best", "last"):
+            value = str(resolve(value, recipe, Path(root)))
+        elif option == "--model":
+            _check_class(option, value, [rule.name for rule in RULES])
+        elif option == "--data":
+            _check_class(option, value, DATA_MODULES)
+        prepared += [f"{option}={value}"] if option else [value]
+    return Prepared(prepared, recipe)
+
+
+def _split(arguments: list[str]) -> list[tuple[str, str]]:
+    """Pairs of option and value; what is neither stands alone, with an empty option."""
+    pairs: list[tuple[str, str]] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if equals and option.startswith("-"):
+            pairs.append((option, value))
+        elif argument in ("-c", "--config", "--ckpt_path", "--model", "--data", "--trainer.default_root_dir"):
+            pairs.append((argument, next(waiting, "")))
+        else:
+            pairs.append(("", argument))
+    return pairs
+
+
+def _run_name(config: str) -> str:
+    """``digits/backprop`` for that recipe, the stem for a user's own file."""
+    return Path(config).stem if Path(config).is_file() else config.removesuffix(".yaml")
+
+
+def _check_class(option: str, value: str, known: list[str] | tuple[str, ...]) -> None:
+    if value.isidentifier() and value not in known:
+        raise recipes.UnknownNameError(
+            f"{option}={value}: no such class{recipes.nearest(value, known)}; one of your own is written with its "
+            f"module, {option}=my_module.{value}"
+        )

@@ -1,0 +1,53 @@
+"""``--ckpt_path best`` and ``last`` in a new process."""
+
+import json
+from pathlib import Path
+
+from lightning_nobp.cli.recipes import UnknownNameError
+
+RUN_FILE = "run.json"
+"""In the folder of every run: what it is a run of."""
+
+
+def resolve(which: str, recipe: str, root: Path) -> Path:
+    """The checkpoint of the newest run of a recipe that has one; the run may have been killed.
+
+    Args:
+        which: ``'best'`` or ``'last'``.
+        recipe: Name of the runs.
+        root: Folder of all runs.
+
+    Raises:
+        UnknownNameError: No run of that recipe has a checkpoint.
+    """
+    for run in _runs(recipe, root):
+        checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name))
+        if checkpoints:
+            return (_best(checkpoints[-1]) if which == "best" else None) or checkpoints[-1]
+    raise UnknownNameError(
+        f"--ckpt_path={which}: no run of {recipe!r} under {root} has a checkpoint. Train first, or give a file"
+    )
+
+
+def _runs(recipe: str, root: Path) -> list[Path]:
+    """Folders of the recipe's runs, newest first."""
+    found = []
+    for note in root.rglob(RUN_FILE):
+        run = json.loads(note.read_text())
+        if run["recipe"] == recipe:
+            found.append((run["started"], note.parent))
+    return [run for _, run in sorted(found, reverse=True)]
+
+
+def _best(newest: Path) -> Path | None:
+    """The best checkpoint so far, as the newest one remembers it."""
+    import torch
+
+    content = torch.load(newest, weights_only=True, map_location="cpu", mmap=True)
+    for name, state in content.get("callbacks", {}).items():
+        if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
+            # Only the name: the folder may have moved since.
+            best = newest.with_name(Path(state["best_model_path"]).name)
+            if best.is_file():
+                return best
+    return None

@@ -1,0 +1,174 @@
+"""``nobp fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with the rules in it."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lightning_nobp.datamodules  # noqa: F401  (short class names work for what is imported)
+from lightning_nobp.callbacks import FitSummary, PredictionWriter
+from lightning_nobp.cli.arguments import RUNS, prepare
+from lightning_nobp.cli.recipes import nearest
+from lightning_nobp.cli.run_config import RunConfig
+from lightning_nobp.rules import LearningRule
+
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*exists and is not empty.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*anonymous setting has no effect.*",
+)
+"""Warnings that a reader cannot act on, or that a recipe has answered."""
+
+
+class NobpParser(LightningArgumentParser):
+    """Says what is wrong in a line or two, with the nearest names."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print and exit with status 2."""
+        lines = [line for line in message.splitlines() if line.strip()]
+        print("nobp: " + "\n".join(lines[:12]) + self._suggestion(message), file=sys.stderr)
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        wrong = re.search(r"(?:Option|Key) ['\"]([\w.]+)['\"] is not|Unrecognized arguments: --([\w.]+)", message)
+        if not wrong:
+            return ""
+        name = (wrong.group(1) or wrong.group(2)).rpartition(".")[2]
+        known = {a.dest.rpartition(".")[2] for a in self._actions} | _parameters_of_rules()
+        return nearest(name, known).removeprefix("; ").join(("\n", "")) if nearest(name, known) else ""
+
+
+def _parameters_of_rules() -> set[str]:
+    """Names that any rule or data module takes."""
+    from inspect import signature
+
+    classes = [LearningRule, LightningDataModule]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return {name for cls in classes for name in signature(cls.__init__).parameters}
+
+
+class NobpCLI(LightningCLI):
+    """Lightning's command line for learning rules.
+
+    Args:
+        recipe: Name of the run.
+        callbacks: More callbacks for the Trainer.
+        run: Whether the first argument is a subcommand to run.
+    """
+
+    def __init__(self, recipe: str, callbacks: list[Callback] | None = None, run: bool = True) -> None:
+        self.recipe = recipe
+        super().__init__(
+            LearningRule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"recipe": recipe},
+            trainer_defaults={"default_root_dir": RUNS, "callbacks": callbacks or []},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=NobpParser,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Checkpoints and predictions as options; the data's shape goes into the rule."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
+        )
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        for name in ("num_classes", "input_shape"):
+            parser.link_arguments(
+                "data", f"model.init_args.{name}", compute_fn=_attribute(name), apply_on="instantiate"
+            )
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what depends on other options."""
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        trainer = config.trainer
+        if trainer.logger is None and not trainer.fast_dev_run:
+            trainer.logger = self._default_logger(trainer.default_root_dir)
+        if trainer.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+        if trainer.enable_progress_bar is not False and "ProgressBar" not in str(trainer.callbacks):
+            # At every batch the bar would cost more than a small network's step.
+            bar = Namespace(
+                class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=Namespace(refresh_rate=10)
+            )
+            trainer.callbacks = [*(trainer.callbacks or []), bar]
+        if self.subcommand == "predict" and config.predictions.path is None and config.ckpt_path:
+            config.predictions.path = str(_run_of(Path(config.ckpt_path)) / "predictions.csv")
+
+    def _default_logger(self, root: str) -> Namespace | bool:
+        """CSV files, which need no account; what is not training leaves no run behind."""
+        if self.subcommand not in (None, "fit"):
+            return False
+        return Namespace(
+            class_path="lightning.pytorch.loggers.CSVLogger",
+            init_args=Namespace(save_dir=root, name=self.recipe),
+        )
+
+    def before_fit(self) -> None:
+        """Show at the end of fit what came out, and what to do next."""
+        hint = f"nobp test --config {self.recipe} --ckpt_path {{ckpt}}"
+        self.trainer.callbacks.append(FitSummary(hint if "/" in self.recipe else None))
+
+
+def _attribute(name: str) -> Any:
+    def read(data: Any) -> Any:
+        return getattr(data, name, None)
+
+    return read
+
+
+def _run_of(checkpoint: Path) -> Path:
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+@contextmanager
+def command_line(arguments: list[str]) -> Iterator[None]:
+    """Let Lightning see ``arguments`` as those of the process, as its launchers of further processes do."""
+    before, path = sys.argv, list(sys.path)
+    sys.argv = [before[0], *arguments]
+    # A console script does not look for a user's modules in the current folder.
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = before, path
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out a subcommand of Lightning's command line."""
+    prepared = prepare(arguments)
+    quieten()
+    with command_line(prepared.arguments):
+        NobpCLI(prepared.recipe)
+    return 0
+
+
+def quieten() -> None:
+    """Keep back what nobody can act on."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+__all__ = ["NobpCLI", "Trainer", "command_line", "main", "quieten"]

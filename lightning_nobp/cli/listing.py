@@ -1,0 +1,90 @@
+"""``nobp list``, ``nobp show`` and ``nobp copy``."""
+
+import argparse
+import fnmatch
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_nobp.cli import recipes
+from lightning_nobp.cli.index import RULES
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out ``list``, ``show`` or ``copy``."""
+    parser = argparse.ArgumentParser(prog=f"nobp {arguments[0]}")
+    if arguments[0] == "list":
+        parser.add_argument("pattern", nargs="?", default="*", help="recipes whose name matches, like 'mnist/*'")
+        return show_all(parser.parse_args(arguments[1:]).pattern)
+    parser.add_argument("name", help="a recipe, like digits/backprop")
+    if arguments[0] == "show":
+        Console().print(recipes.find(parser.parse_args(arguments[1:]).name).read_text(), end="", markup=False)
+        return 0
+    parser.add_argument("destination", type=Path, help="a file or a folder")
+    options = parser.parse_args(arguments[1:])
+    return copy(options.name, options.destination)
+
+
+def show_all(pattern: str) -> int:
+    """Print the rules, and the recipes whose name matches."""
+    console = Console()
+    rules = Table(title="Rules", title_justify="left")
+    for column in ("rule", "what it is", "paper"):
+        rules.add_column(column, overflow="fold")
+    for rule in RULES:
+        rules.add_row(rule.name, rule.summary, rule.paper)
+    wild = pattern if any(c in pattern for c in "*?[/") else f"*{pattern}*"
+    found = fnmatch.filter(recipes.recipe_names(), wild)
+    if not found:
+        raise recipes.UnknownNameError(
+            f"no recipe matches {pattern!r}{recipes.nearest(pattern, recipes.recipe_names())}"
+        )
+    console.print(rules)
+    console.print(_recipe_table(found))
+    return 0
+
+
+def _recipe_table(found: list[str]) -> Table:
+    table = Table(title="Recipes (nobp fit --config RECIPE)", title_justify="left")
+    table.add_column("recipe", no_wrap=True)
+    for column in ("rule", "what it is"):
+        table.add_column(column, overflow="fold")
+    for column in ("test accuracy", "seconds"):
+        table.add_column(column, justify="right")
+    known = measured()
+    for name in found:
+        result = known.get(name, {})
+        accuracy = f"{result['test_accuracy']:.2%}" if "test_accuracy" in result else ""
+        seconds = f"{result['seconds']:.1f}" if "seconds" in result else ""
+        table.add_row(name, _rule(name), recipes.summary(name), accuracy, seconds)
+    return table
+
+
+def measured() -> dict[str, Any]:
+    """What the recipes reached, as ``nobp compare --record`` wrote it down."""
+    path = recipes.folder() / "measured.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _rule(name: str) -> str:
+    """Class of the rule; read by a pattern, since a YAML parser takes longer than all the rest."""
+    match = re.search(r"^model:\s*\n\s+class_path:\s*(\S+)", recipes.find(name).read_text(), re.MULTILINE)
+    return match.group(1).rpartition(".")[2] if match else ""
+
+
+def copy(name: str, destination: Path) -> int:
+    """Write a recipe to a file of the user's own; an existing file stays as it is."""
+    source = recipes.find(name)
+    target = destination / source.name if destination.is_dir() else destination
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x") as file:
+            file.write(source.read_text())
+    except FileExistsError:
+        raise recipes.UnknownNameError(f"{target} exists: give another destination, or remove it first") from None
+    print(f"{target}\nnext: nobp fit --config {target}")
+    return 0

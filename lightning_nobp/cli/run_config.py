@@ -1,0 +1,65 @@
+"""What a run was: its configuration, kept with it."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.cli.checkpoints import RUN_FILE
+
+
+class RunConfig(SaveConfigCallback):
+    """Write the configuration into the run's own folder, and hand it, nested, to every logger.
+
+    Lightning's own callback writes beside the runs, so that a second run destroys the first one's file or stops.
+
+    Args:
+        *args: As Lightning gives them.
+        recipe: Name of the run.
+        **kwargs: As Lightning gives them.
+    """
+
+    def __init__(self, *args: Any, recipe: str = "run", **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.recipe = recipe
+        self._wandb_id: str | None = None
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called once, on the main process."""
+        if stage != "fit":
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        nested = yaml.safe_load(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(nested)
+            if type(logger).__name__ == "WandbLogger":
+                self._wandb_id = str(logger.version)
+        folder = run_folder(trainer)
+        write_whole(folder / "config.yaml", text)
+        run = {"recipe": self.recipe, "command": sys.argv[1:], "started": time.time()}
+        write_whole(folder / RUN_FILE, json.dumps(run, indent=2))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The W&B run's id, with which a resumed run can go on in the same one."""
+        return {"wandb_id": self._wandb_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take back: the id is the user's to give (``--trainer.logger.id``)."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.chmod(part, 0o644)
+    os.replace(part, path)
