@@ -29,10 +29,10 @@ class FitSummary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the best validation accuracy."""
         accuracy = trainer.callback_metrics.get("val/accuracy")
-        if accuracy is not None and not trainer.sanity_checking:
-            self._best = max(
-                self._best or (float(accuracy), trainer.current_epoch), (float(accuracy), trainer.current_epoch)
-            )
+        if accuracy is None or trainer.sanity_checking:
+            return
+        if self._best is None or float(accuracy) > self._best[0]:
+            self._best = (float(accuracy), trainer.current_epoch)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
@@ -44,6 +44,8 @@ class FitSummary(Callback):
         console = Console(soft_wrap=True)
         console.print(table)
         checkpoint = _checkpoint(trainer)
+        if checkpoint:
+            console.print(f"checkpoint: {checkpoint}", highlight=False)
         if self.hint and checkpoint:
             console.print(f"next: {self.hint.format(ckpt=checkpoint)}", highlight=False)
 
@@ -60,9 +62,6 @@ class FitSummary(Callback):
         if self._best is not None:
             rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"
         rows["run folder"] = str(run_folder(trainer))
-        checkpoint = _checkpoint(trainer)
-        if checkpoint:
-            rows["checkpoint"] = checkpoint
         return rows
 
 

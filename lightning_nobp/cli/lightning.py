@@ -37,17 +37,23 @@ class NobpParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print and exit with status 2."""
-        lines = [line for line in message.splitlines() if line.strip()]
-        print("nobp: " + "\n".join(lines[:12]) + self._suggestion(message), file=sys.stderr)
+        if not self.exit_on_error:
+            # One alternative of several: the caller tries the others.
+            super().error(message, ex)
+        print(f"nobp: {self._short(message)}", file=sys.stderr)
         sys.exit(2)
 
-    def _suggestion(self, message: str) -> str:
-        wrong = re.search(r"(?:Option|Key) ['\"]([\w.]+)['\"] is not|Unrecognized arguments: --([\w.]+)", message)
-        if not wrong:
-            return ""
-        name = (wrong.group(1) or wrong.group(2)).rpartition(".")[2]
+    def _short(self, message: str) -> str:
+        unknown = re.search(r"(?:Option|Key) '([\w.]+)' is not|nrecognized arguments: --([\w.]+)", message)
+        if not unknown:
+            return "\n".join([line for line in message.splitlines() if line.strip()][:12])
+        name = unknown.group(1) or unknown.group(2)
+        owner = re.search(r"class_path '([\w.]+)'", message)
         known = {a.dest.rpartition(".")[2] for a in self._actions} | _parameters_of_rules()
-        return nearest(name, known).removeprefix("; ").join(("\n", "")) if nearest(name, known) else ""
+        of = f" of {owner.group(1)}" if owner else ""
+        # In a.b.c any part may be the wrong one; the first that no one knows is.
+        part = next((p for p in name.split(".") if p not in known), name)
+        return f"there is no option {name!r}{of}{nearest(part, known)}"
 
 
 def _parameters_of_rules() -> set[str]:
@@ -57,7 +63,7 @@ def _parameters_of_rules() -> set[str]:
     classes = [LearningRule, LightningDataModule]
     for cls in classes:
         classes += cls.__subclasses__()
-    return {name for cls in classes for name in signature(cls.__init__).parameters}
+    return {name for cls in classes for name in signature(cls).parameters}
 
 
 class NobpCLI(LightningCLI):
@@ -107,7 +113,7 @@ class NobpCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if trainer.enable_progress_bar is not False and "ProgressBar" not in str(trainer.callbacks):
             # At every batch the bar would cost more than a small network's step.
-            bar = Namespace(
+            bar = Namespace(  # type: ignore[no-untyped-call]
                 class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=Namespace(refresh_rate=10)
             )
             trainer.callbacks = [*(trainer.callbacks or []), bar]
@@ -126,7 +132,9 @@ class NobpCLI(LightningCLI):
     def before_fit(self) -> None:
         """Show at the end of fit what came out, and what to do next."""
         hint = f"nobp test --config {self.recipe} --ckpt_path {{ckpt}}"
-        self.trainer.callbacks.append(FitSummary(hint if "/" in self.recipe else None))
+        self.trainer.callbacks.append(  # type: ignore[attr-defined]
+            FitSummary(hint if "/" in self.recipe else None)
+        )
 
 
 def _attribute(name: str) -> Any:

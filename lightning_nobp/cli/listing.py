@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,9 +33,7 @@ def main(arguments: list[str]) -> int:
 def show_all(pattern: str) -> int:
     """Print the rules, and the recipes whose name matches."""
     console = Console()
-    rules = Table(title="Rules", title_justify="left")
-    for column in ("rule", "what it is", "paper"):
-        rules.add_column(column, overflow="fold")
+    rules = Table("rule", "what it is", "paper", title="Rules", title_justify="left", box=box.SIMPLE)
     for rule in RULES:
         rules.add_row(rule.name, rule.summary, rule.paper)
     wild = pattern if any(c in pattern for c in "*?[/") else f"*{pattern}*"
@@ -49,12 +48,12 @@ def show_all(pattern: str) -> int:
 
 
 def _recipe_table(found: list[str]) -> Table:
-    table = Table(title="Recipes (nobp fit --config RECIPE)", title_justify="left")
+    table = Table(title="Recipes (nobp fit --config RECIPE)", title_justify="left", box=box.SIMPLE)
     table.add_column("recipe", no_wrap=True)
-    for column in ("rule", "what it is"):
-        table.add_column(column, overflow="fold")
-    for column in ("test accuracy", "seconds"):
-        table.add_column(column, justify="right")
+    table.add_column("rule", no_wrap=True)
+    table.add_column("what it is")
+    for column in ("test", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     known = measured()
     for name in found:
         result = known.get(name, {})

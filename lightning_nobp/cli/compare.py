@@ -1,0 +1,165 @@
+"""``nobp compare``: several recipes one after another, under the same conditions."""
+
+import argparse
+import json
+import multiprocessing
+import shlex
+import time
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightning_nobp.cli import recipes
+from lightning_nobp.cli.arguments import RUNS
+
+
+class Run(NamedTuple):
+    """One recipe with one seed."""
+
+    recipe: str
+    seed: int
+    folder: Path
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out ``nobp compare``; 1 if a recipe failed."""
+    options = _parser().parse_args(arguments[1:])
+    chosen = recipes.expand(options.recipes)
+    out = options.out or Path(RUNS) / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out.mkdir(parents=True, exist_ok=True)
+    runs = [
+        Run(recipe, options.first_seed + k, out / recipe / f"seed-{options.first_seed + k}")
+        for recipe in chosen
+        for k in range(options.seeds)
+    ]
+    results = _run_all(runs, _overrides(options), options.max_time)
+    from lightning_nobp.cli import report
+
+    command = "nobp " + shlex.join(arguments)
+    report.write(out, results, command)
+    report.show(results, out)
+    if options.record:
+        record(results, command)
+    return 1 if any("error" in r for r in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nobp compare", description="Train recipes one after another and compare them in a table and a picture."
+    )
+    parser.add_argument("recipes", nargs="+", help="names, patterns ('mnist/*'), data sets (digits) or files")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each, with the seeds 0, 1, ... (default 1)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
+    parser.add_argument("--max_time", help="longest training of each run, as HH:MM:SS or DD:HH:MM:SS")
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default {RUNS}/compare/<time>)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option for all, like trainer.max_epochs=3"
+    )
+    parser.add_argument("--record", action="store_true", help="note the results for `nobp list`")
+    return parser
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    found = [f"--{setting}" for setting in options.set]
+    if options.max_time:
+        found.append(f"--trainer.max_time={_with_days(options.max_time)}")
+    return found
+
+
+def _with_days(text: str) -> str:
+    return f"00:{text}" if text.count(":") == 2 else text
+
+
+def _run_all(runs: list[Run], overrides: list[str], max_time: str | None) -> list[dict[str, Any]]:
+    """Results in the order of the runs; a run that failed has ``error`` among them."""
+    context = multiprocessing.get_context(_start_method())
+    if context.get_start_method() == "forkserver":
+        # Imports are paid once, and every run starts from the same process image.
+        context.set_forkserver_preload(["lightning_nobp.cli.measured_run"])
+    results = []
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        total = progress.add_task("all", total=len(runs), state="")
+        for run in runs:
+            task = progress.add_task(f"{run.recipe}, seed {run.seed}", total=None, state="starting")
+            result = _run_one(context, run, overrides, _limit(max_time), progress, task)
+            results.append({"recipe": run.recipe, "seed": run.seed} | result)
+            state = f"failed: {result['error']}" if "error" in result else _reached(result)
+            progress.update(task, state=state, total=1, completed=1)
+            progress.advance(total)
+            if not console.is_terminal:
+                console.print(f"{run.recipe}, seed {run.seed}: {state}", markup=False)
+    return results
+
+
+def _run_one(
+    context: Any, run: Run, overrides: list[str], limit: float | None, progress: Progress, task: Any
+) -> dict[str, Any]:
+    from lightning_nobp.cli.measured_run import run_in_child
+
+    ours, theirs = context.Pipe(duplex=False)
+    # All runs use the same split of the data: its seed is data.seed, not this one.
+    options = [f"--seed_everything={run.seed}", *overrides]
+    child = context.Process(target=run_in_child, args=(run.recipe, options, run.folder, theirs))
+    child.start()
+    theirs.close()
+    try:
+        return _follow(ours, time.monotonic() + limit if limit else None, progress, task)
+    except EOFError:
+        child.join()
+        return {"error": f"ended with exit code {child.exitcode}; see {run.folder / 'log.txt'}"}
+    finally:
+        child.kill() if child.is_alive() and child.join(10) is None and child.is_alive() else None
+        child.join()
+
+
+def _follow(pipe: Connection, deadline: float | None, progress: Progress, task: Any) -> dict[str, Any]:
+    """Show what a run sends until it is done."""
+    while True:
+        if deadline is not None and not pipe.poll(max(0.0, deadline - time.monotonic())):
+            return {"error": "took too long and was stopped"}
+        kind, content = pipe.recv()
+        if kind == "done":
+            return dict(content)
+        if kind == "failed":
+            return {"error": content}
+        total = content["epochs"] if content["epochs"] and content["epochs"] > 0 else None
+        progress.update(task, total=total, completed=content["epoch"], state=_reached(content))
+
+
+def _reached(result: dict[str, Any]) -> str:
+    accuracy = result.get("test_accuracy", result.get("val/accuracy"))
+    name = "test" if "test_accuracy" in result else "val"
+    return f"{result['seconds']:.1f} s" + ("" if accuracy is None else f", {name} {accuracy:.2%}")
+
+
+def _limit(max_time: str | None) -> float | None:
+    """Seconds after which a run counts as hanging: well above what the Trainer stops at."""
+    if max_time is None:
+        return None
+    days, hours, minutes, seconds = map(int, _with_days(max_time).split(":"))
+    return 3 * (86400 * days + 3600 * hours + 60 * minutes + seconds) + 120
+
+
+def _start_method() -> str:
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def record(results: list[dict[str, Any]], command: str) -> None:
+    """Note mean results of each recipe in ``measured.json`` beside the recipes."""
+    from lightning_nobp.cli.report import means
+    from lightning_nobp.cli.run_config import write_whole
+
+    path = recipes.folder() / "measured.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    today = datetime.now(UTC).date().isoformat()
+    for row in means(results):
+        if row["test_accuracy"] is not None and row["recipe"] in recipes.recipe_names():
+            kept = {key: row[key] for key in ("test_accuracy", "seconds", "seeds")}
+            known[row["recipe"]] = kept | {"command": command, "date": today}
+    write_whole(path, json.dumps(known, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,113 @@
+"""``nobp export``: the trained network, free of this package."""
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_nobp.rules import ClassificationRule
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out ``nobp export``; 2 if it cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="nobp export", description="Write a checkpoint's network for plain torch (.pt2) or ONNX (.onnx)."
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("file", type=Path, help="to write: .pt2 or .onnx")
+    options = parser.parse_args(arguments[1:])
+    try:
+        difference = export(options.checkpoint, options.file)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"nobp: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.file}: largest difference of its scores from the checkpoint's {difference:.1e}")
+    return 0
+
+
+def export(checkpoint: Path, file: Path) -> float:
+    """Write the network of a checkpoint, in evaluation mode, for batches of any size.
+
+    A ``.pt2`` file holds the extra file ``lightning_nobp.json``: input shape, and the mean and standard deviation
+    with which the inputs were normalised.
+
+    Args:
+        checkpoint: Of a :class:`~lightning_nobp.rules.ClassificationRule`.
+        file: ``.pt2`` (torch.export) or ``.onnx``.
+
+    Returns:
+        The largest absolute difference between the scores of the file and those of the network.
+
+    Raises:
+        ValueError: Another suffix, or a file that is no checkpoint of such a rule.
+        ImportError: ONNX is not installed.
+    """
+    writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
+    if file.suffix not in writers:
+        raise ValueError(f"{file}: the file must end in .pt2 (torch.export) or .onnx")
+    rule, content = _load(checkpoint)
+    network = rule.built_network().eval()
+    if rule.input_shape is None:
+        raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")
+    x = torch.randn(3, *rule.input_shape, dtype=next(iter(network.parameters())).dtype)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scores = writers[file.suffix](network, x, file, _about(rule, content))
+    with torch.no_grad():
+        return float((scores - network(x)).abs().max())
+
+
+def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: there is no such file")
+    try:
+        content = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        rule = LightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        raise ValueError(f"{checkpoint} cannot be loaded as a checkpoint of a rule: {error}") from error
+    if not isinstance(rule, ClassificationRule):
+        raise ValueError(f"{checkpoint} holds a {type(rule).__name__}, not a rule with a network")
+    return rule, content
+
+
+def _about(rule: ClassificationRule, content: dict[str, Any]) -> dict[str, Any]:
+    """What a user of the file must know."""
+    about = {"input_shape": rule.input_shape, "num_classes": rule.num_classes, "rule": type(rule).__name__}
+    data = content.get("normalisation")
+    return about if data is None else about | data
+
+
+def _write_pt2(network: nn.Module, x: Tensor, file: Path, about: dict[str, Any]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, file, extra_files={"lightning_nobp.json": json.dumps(about)})
+        loaded = torch.export.load(file).module()
+    with torch.no_grad():
+        return loaded(x)  # type: ignore[no-any-return]
+
+
+def _write_onnx(network: nn.Module, x: Tensor, file: Path, about: dict[str, Any]) -> Tensor:
+    try:
+        import onnx.reference
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{file} needs onnx: pip install 'lightning-nobp[onnx]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
+        )
+        assert program is not None
+        program.save(file)
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
+    onnx.save(model, file)
+    session = onnx.reference.ReferenceEvaluator(model)
+    [scores] = session.run(None, {model.graph.input[0].name: x.numpy()})
+    return torch.from_numpy(scores)

@@ -1,0 +1,142 @@
+"""One recipe trained, tested and measured, in a process of its own."""
+
+import io
+import os
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_nobp.callbacks import GradientAlignment
+from lightning_nobp.cli.arguments import prepare
+from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
+
+ALIGNMENT_EVERY = 50
+"""Steps from one measurement of the alignment to the next: about 2 % of the time."""
+
+
+class Curve(Callback):
+    """Validation accuracy by epoch and by seconds of training, sent on as it comes.
+
+    The seconds count training and validation; measuring the alignment is taken out.
+
+    Args:
+        progress: Where to send each point.
+        alignment: Whose time is taken out.
+    """
+
+    def __init__(self, progress: Connection, alignment: "TimedAlignment") -> None:
+        self.progress, self.alignment = progress, alignment
+        self.points: list[dict[str, float]] = []
+        self.seconds = self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note a point."""
+        if trainer.sanity_checking:
+            return
+        self.seconds = time.perf_counter() - self._start - self.alignment.seconds
+        point = {"epoch": trainer.current_epoch + 1, "seconds": self.seconds, "step": trainer.global_step}
+        for name in ("val/accuracy", "val/loss"):
+            if name in trainer.callback_metrics:
+                point[name] = float(trainer.callback_metrics[name])
+        self.points.append(point)
+        self.progress.send(("epoch", point | {"epochs": trainer.max_epochs}))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self._start - self.alignment.seconds
+
+
+class TimedAlignment(GradientAlignment):
+    """An alignment that knows how long it took."""
+
+    seconds = 0.0
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """Measure, and count the time."""
+        start = time.perf_counter()
+        super().on_before_optimizer_step(*args)
+        self.seconds += time.perf_counter() - start
+
+
+def run_in_child(recipe: str, options: list[str], folder: Path, progress: Connection) -> None:
+    """Train and test a recipe; what it prints goes to ``folder/log.txt``.
+
+    Sends ``("epoch", point)`` while it trains, then ``("done", result)`` or ``("failed", message)``.
+
+    Args:
+        recipe: Its name.
+        options: More options of the command line.
+        folder: Where all its files go.
+        progress: One end of a pipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
+    try:
+        progress.send(("done", measure(recipe, options, folder, progress)))
+    except BaseException as error:
+        traceback.print_exc()
+        progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))
+
+
+def measure(recipe: str, options: list[str], folder: Path, progress: Connection) -> dict[str, Any]:
+    """Train and test a recipe, and return what came out."""
+    quieten()
+    alignment = TimedAlignment(ALIGNMENT_EVERY, per_parameter=False)
+    curve = Curve(progress, alignment)
+    arguments = [
+        *(f"--config={recipe}", f"--trainer.default_root_dir={folder}"),
+        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        *options,
+    ]
+    prepared = prepare(arguments)
+    with command_line(prepared.arguments):
+        cli = NobpCLI(prepared.recipe, callbacks=[curve, alignment], run=False)
+    _forget_peak()
+    before = _peak_bytes()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    peak = _peak_bytes() - before
+    best = cli.trainer.checkpoint_callback is not None and cli.trainer.checkpoint_callback.best_model_path
+    [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path="best" if best else None, verbose=False)
+    return {
+        "test_accuracy": tested.get("test/accuracy"),
+        "test_loss": tested.get("test/loss"),
+        "seconds": curve.seconds,
+        "epochs": cli.trainer.current_epoch,
+        "steps": cli.trainer.global_step,
+        "parameters": sum(p.numel() for p in cli.model.parameters()),
+        "peak_memory_mib": peak / 2**20,
+        "alignment": alignment.mean_cosine,
+        "curve": curve.points,
+    }
+
+
+def _forget_peak() -> None:
+    """Start the kernel's high-water mark of memory anew, where it can be."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def _peak_bytes() -> int:
+    """Largest resident memory so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

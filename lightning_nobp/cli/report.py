@@ -1,0 +1,170 @@
+"""What ``nobp compare`` writes and prints."""
+
+import csv
+import json
+import os
+import platform
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FIELDS = (
+    *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "epochs", "steps"),
+    *("parameters", "peak_memory_mib", "alignment", "error"),
+)
+COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak memory MiB", "alignment")
+
+
+def write(out: Path, results: list[dict[str, Any]], command: str) -> None:
+    """Write ``results.csv``, ``results.json``, ``curves.png`` and ``report.md`` into a folder.
+
+    Args:
+        out: The folder.
+        results: One entry a run.
+        command: What was called.
+    """
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(results)
+    about = conditions() | {"command": command}
+    (out / "results.json").write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    draw(results).savefig(out / "curves.png", dpi=130)
+    (out / "report.md").write_text(markdown(results, about))
+
+
+def show(results: list[dict[str, Any]], out: Path) -> None:
+    """Print the table, what failed and why, and where the files are."""
+    console = Console()
+    table = Table(title="Comparison")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    for row in rows(results):
+        table.add_row(*row)
+    console.print(table)
+    for result in results:
+        if "error" in result:
+            console.print(f"failed: {result['recipe']}, seed {result['seed']}: {result['error']}", markup=False)
+    console.print(f"picture: {out / 'curves.png'}\nreport:  {out / 'report.md'}", soft_wrap=True, highlight=False)
+
+
+def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a recipe: means over its seeds, and the standard deviation of its test accuracy."""
+    found = []
+    for recipe in dict.fromkeys(r["recipe"] for r in results):
+        runs = [r for r in results if r["recipe"] == recipe and "error" not in r]
+        row: dict[str, Any] = {"recipe": recipe, "seeds": [r["seed"] for r in runs], "test_accuracy_std": None}
+        for key in ("test_accuracy", "seconds", "parameters", "peak_memory_mib", "alignment"):
+            values = [r[key] for r in runs if r[key] is not None]
+            row[key] = statistics.fmean(values) if values else None
+            if key == "test_accuracy" and len(values) > 1:
+                row["test_accuracy_std"] = statistics.stdev(values)
+        found.append(row)
+    return found
+
+
+def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells of the table, best test accuracy first."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    found = []
+    for row in sorted(means(results), key=lambda r: -(r["test_accuracy"] or -1.0)):
+        accuracy = cell(row["test_accuracy"], ".2%") if row["seeds"] else "failed"
+        if row["test_accuracy_std"] is not None:
+            accuracy += f" ± {100 * row['test_accuracy_std']:.2f}"
+        found.append(
+            (
+                *(row["recipe"], accuracy, cell(row["seconds"], ".1f"), cell(row["parameters"], ",.0f")),
+                *(cell(row["peak_memory_mib"], ".0f"), cell(row["alignment"], ".3f")),
+            )
+        )
+    return found
+
+
+def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The report: command, conditions, table, picture."""
+    lines = ["# Comparison", "", "```", about["command"], "```", ""]
+    lines += [f"{about['date']}, {about['processor']}, {about['threads']} threads, torch {about['torch']}.", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
+    lines += [""] + [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]
+    lines += [
+        "",
+        "Seconds are those of training and validation. Peak memory is what training added to the process. Alignment",
+        "is the mean cosine between the rule's gradient and backpropagation's.",
+        "",
+        "![learning curves](curves.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]]) -> Any:
+    """Validation accuracy by epoch and by seconds, a line a run, a colour a recipe; a matplotlib figure."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(r["recipe"] for r in results if "error" not in r))
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    styles = ("-", "--", "-.", ":")
+    for result in results:
+        points = [p for p in result.get("curve", []) if "val/accuracy" in p]
+        if not points:
+            continue
+        number = names.index(result["recipe"])
+        label = result["recipe"] if result is next(r for r in results if r["recipe"] == result["recipe"]) else None
+        for axes, key in zip(panels, ("epoch", "seconds"), strict=True):
+            axes.plot(
+                [p[key] for p in points],
+                [100 * p["val/accuracy"] for p in points],
+                color=colours(number % colours.N),
+                # Lines that lie on each other stay visible.
+                linestyle=styles[number % len(styles)],
+                label=label,
+            )
+    values = [100 * p["val/accuracy"] for r in results for p in r.get("curve", []) if "val/accuracy" in p]
+    if values:
+        # The first epochs of a slow starter would flatten all that matters.
+        low = max(0.0, min(sorted(values)[len(values) // 10], 100 - 1.5 * (100 - max(values)) - 5))
+        panels[0].set_ylim(low, max(values) + 0.05 * (max(values) - low) + 0.1)
+    for axes, label in zip(panels, ("epoch", "seconds of training"), strict=True):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("validation accuracy, %")
+    if names:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def conditions() -> dict[str, Any]:
+    """Where and with what the runs were made."""
+    from importlib.metadata import version
+
+    import lightning_nobp
+
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "lightning": version("lightning"),
+        "lightning_nobp": lightning_nobp.__version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
