@@ -5,6 +5,7 @@ Only what trains imports torch; ``list``, ``show``, ``copy``, ``--help`` and ``-
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import lightning_nobp
 
@@ -25,6 +26,14 @@ usage: nobp COMMAND ...
 
 RECIPE is a shipped name (digits/backprop) or a YAML file; several --config merge, later ones win; options override.
 """
+
+
+_MODULES = {
+    **dict.fromkeys(("list", "show", "copy"), "listing"),
+    **dict.fromkeys(("fit", "validate", "test", "predict"), "lightning"),
+    "compare": "compare",
+    "export": "export",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,23 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str) -> Callable[[list[str]], int]:
     """What carries out a command; imported only now."""
-    if command in ("list", "show", "copy"):
-        from lightning_nobp.cli import listing
+    if command not in _MODULES:
+        from lightning_nobp.cli.recipes import UnknownNameError, nearest
 
-        return listing.main
-    if command in ("fit", "validate", "test", "predict"):
-        from lightning_nobp.cli import lightning
-
-        return lightning.main
-    if command == "compare":
-        from lightning_nobp.cli import compare
-
-        return compare.main
-    if command == "export":
-        from lightning_nobp.cli import export
-
-        return export.main
-    from lightning_nobp.cli.recipes import UnknownNameError, nearest
-
-    commands = ["list", "show", "copy", "fit", "validate", "test", "predict", "compare", "export"]
-    raise UnknownNameError(f"unknown command {command!r}{nearest(command, commands)}; nobp --help lists them")
+        raise UnknownNameError(f"unknown command {command!r}{nearest(command, _MODULES)}; nobp --help lists them")
+    run: Callable[[list[str]], int] = import_module(f"lightning_nobp.cli.{_MODULES[command]}").main
+    return run

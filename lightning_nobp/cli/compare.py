@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     report.write(out, results, command)
     report.show(results, out)
     if options.record:
-        record(results, command)
+        record(results, command, options.note)
     return 1 if any("error" in r for r in results) else 0
 
 
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option for all, like trainer.max_epochs=3"
     )
     parser.add_argument("--record", action="store_true", help="note the results for `nobp list`")
+    parser.add_argument("--note", help="what a reader of the noted results must know, like other data")
     return parser
 
 
@@ -79,7 +80,9 @@ def _run_all(runs: list[Run], overrides: list[str], max_time: str | None) -> lis
     context = multiprocessing.get_context(_start_method())
     if context.get_start_method() == "forkserver":
         # Imports are paid once, and every run starts from the same process image.
-        context.set_forkserver_preload(["lightning_nobp.cli.measured_run"])
+        context.set_forkserver_preload(
+            ["lightning_nobp.cli.measured_run", "sklearn.datasets", "sklearn.model_selection", "torchvision"]
+        )
     results = []
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
@@ -114,7 +117,9 @@ def _run_one(
         child.join()
         return {"error": f"ended with exit code {child.exitcode}; see {run.folder / 'log.txt'}"}
     finally:
-        child.kill() if child.is_alive() and child.join(10) is None and child.is_alive() else None
+        # A run that is done may still be cleaning up; one that hangs never is.
+        child.join(10)
+        child.kill()
         child.join()
 
 
@@ -150,7 +155,7 @@ def _start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-def record(results: list[dict[str, Any]], command: str) -> None:
+def record(results: list[dict[str, Any]], command: str, note: str | None) -> None:
     """Note mean results of each recipe in ``measured.json`` beside the recipes."""
     from lightning_nobp.cli.report import means
     from lightning_nobp.cli.run_config import write_whole
@@ -161,5 +166,5 @@ def record(results: list[dict[str, Any]], command: str) -> None:
     for row in means(results):
         if row["test_accuracy"] is not None and row["recipe"] in recipes.recipe_names():
             kept = {key: row[key] for key in ("test_accuracy", "seconds", "seeds")}
-            known[row["recipe"]] = kept | {"command": command, "date": today}
+            known[row["recipe"]] = kept | {"command": command, "date": today, "note": note}
     write_whole(path, json.dumps(known, indent=2, sort_keys=True) + "\n")

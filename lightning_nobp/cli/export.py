@@ -77,9 +77,16 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
 
 def _about(rule: ClassificationRule, content: dict[str, Any]) -> dict[str, Any]:
     """What a user of the file must know."""
-    about = {"input_shape": rule.input_shape, "num_classes": rule.num_classes, "rule": type(rule).__name__}
-    data = content.get("normalisation")
-    return about if data is None else about | data
+    about: dict[str, Any] = {
+        "input_shape": rule.input_shape,
+        "num_classes": rule.num_classes,
+        "rule": type(rule).__name__,
+    }
+    for state in content.values():
+        # What an ImageDataModule keeps in a checkpoint.
+        if isinstance(state, dict) and {"mean", "std", "class_names"} <= set(state):
+            about |= state
+    return about
 
 
 def _write_pt2(network: nn.Module, x: Tensor, file: Path, about: dict[str, Any]) -> Tensor:

@@ -113,8 +113,8 @@ class NobpCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if trainer.enable_progress_bar is not False and "ProgressBar" not in str(trainer.callbacks):
             # At every batch the bar would cost more than a small network's step.
-            bar = Namespace(  # type: ignore[no-untyped-call]
-                class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=Namespace(refresh_rate=10)
+            bar = _namespace(
+                class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=_namespace(refresh_rate=10)
             )
             trainer.callbacks = [*(trainer.callbacks or []), bar]
         if self.subcommand == "predict" and config.predictions.path is None and config.ckpt_path:
@@ -124,9 +124,9 @@ class NobpCLI(LightningCLI):
         """CSV files, which need no account; what is not training leaves no run behind."""
         if self.subcommand not in (None, "fit"):
             return False
-        return Namespace(
+        return _namespace(
             class_path="lightning.pytorch.loggers.CSVLogger",
-            init_args=Namespace(save_dir=root, name=self.recipe),
+            init_args=_namespace(save_dir=root, name=self.recipe),
         )
 
     def before_fit(self) -> None:
@@ -135,6 +135,10 @@ class NobpCLI(LightningCLI):
         self.trainer.callbacks.append(  # type: ignore[attr-defined]
             FitSummary(hint if "/" in self.recipe else None)
         )
+
+
+def _namespace(**values: Any) -> Namespace:
+    return Namespace(**values)  # type: ignore[no-untyped-call]
 
 
 def _attribute(name: str) -> Any:

@@ -44,7 +44,15 @@ def show_all(pattern: str) -> int:
         )
     console.print(rules)
     console.print(_recipe_table(found))
+    for number, note in enumerate(_notes(found), 1):
+        console.print(f"  [{number}] {note}", markup=False)
     return 0
+
+
+def _notes(found: list[str]) -> list[str]:
+    """What a reader of the results must know, each once."""
+    notes = [measured().get(name, {}).get("note") for name in found]
+    return list(dict.fromkeys(note for note in notes if note))
 
 
 def _recipe_table(found: list[str]) -> Table:
@@ -58,6 +66,8 @@ def _recipe_table(found: list[str]) -> Table:
     for name in found:
         result = known.get(name, {})
         accuracy = f"{result['test_accuracy']:.2%}" if "test_accuracy" in result else ""
+        if result.get("note"):
+            accuracy = f"\\[{_notes(found).index(result['note']) + 1}] {accuracy}"
         seconds = f"{result['seconds']:.1f}" if "seconds" in result else ""
         table.add_row(name, _rule(name), recipes.summary(name), accuracy, seconds)
     return table

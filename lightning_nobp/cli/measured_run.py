@@ -108,8 +108,8 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
     before = _peak_bytes()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     peak = _peak_bytes() - before
-    best = cli.trainer.checkpoint_callback is not None and cli.trainer.checkpoint_callback.best_model_path
-    [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path="best" if best else None, verbose=False)
+    best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "") or None
+    [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
     return {
         "test_accuracy": tested.get("test/accuracy"),
         "test_loss": tested.get("test/loss"),

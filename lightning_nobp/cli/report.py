@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +17,7 @@ FIELDS = (
     *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "epochs", "steps"),
     *("parameters", "peak_memory_mib", "alignment", "error"),
 )
-COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak memory MiB", "alignment")
+COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak MiB", "alignment")
 
 
 def write(out: Path, results: list[dict[str, Any]], command: str) -> None:
@@ -40,9 +41,10 @@ def write(out: Path, results: list[dict[str, Any]], command: str) -> None:
 def show(results: list[dict[str, Any]], out: Path) -> None:
     """Print the table, what failed and why, and where the files are."""
     console = Console()
-    table = Table(title="Comparison")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "recipe" else "right")
+    table = Table(title="Comparison", box=box.SIMPLE_HEAD)
+    table.add_column("recipe", no_wrap=True)
+    for column in ("test accuracy", "seconds", "weights", "peak MiB", "align- ment"):
+        table.add_column(column, justify="right")
     for row in rows(results):
         table.add_row(*row)
     console.print(table)
@@ -73,7 +75,7 @@ def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     def cell(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in sorted(means(results), key=lambda r: -(r["test_accuracy"] or -1.0)):
         accuracy = cell(row["test_accuracy"], ".2%") if row["seeds"] else "failed"
         if row["test_accuracy_std"] is not None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.cli.checkpoints import RUN_FILE
@@ -22,13 +23,13 @@ class RunConfig(SaveConfigCallback):
     Lightning's own callback writes beside the runs, so that a second run destroys the first one's file or stops.
 
     Args:
-        *args: As Lightning gives them.
+        parser: Which writes the configuration.
+        config: The configuration.
         recipe: Name of the run.
-        **kwargs: As Lightning gives them.
     """
 
-    def __init__(self, *args: Any, recipe: str = "run", **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, recipe: str) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.recipe = recipe
         self._wandb_id: str | None = None
 

@@ -191,6 +191,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"subset={self.subset!r} and val_size={self.val_size!r} leave no training samples")
         self._sets["train"] = (source, train)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a user of the trained network must know; goes into the checkpoint."""
+        return {"mean": list(self.mean), "std": list(self.std), "class_names": list(self.class_names)}
+
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled training batches; in order while the Trainer overfits some of them."""
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
