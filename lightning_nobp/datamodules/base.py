@@ -143,7 +143,7 @@ class ImageDataModule(LightningDataModule):
         self.root = Path(root or os.environ.get("NOBP_DATA", "data"))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.subset = val_size, subset
-        self.transforms = transforms if transforms is not None else self.augmentation() if augment else None
+        self.augment, self.transforms = augment, transforms
         self.drop_last, self.pad_shards = drop_last, pad_shards
         self.num_workers, self.download, self.seed = num_workers, download, seed
         self._sets: dict[str, tuple[ImageSource, Tensor]] = {}
@@ -215,7 +215,9 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, split: str, shuffle: bool = False) -> ResumableLoader:
         source, chosen = self._sets[split]
         train = split == "train"
-        transform = self.transforms if train else None
+        transform = None
+        if train:
+            transform = self.augmentation() if self.transforms is None and self.augment else self.transforms
         sampler = EpochBatchSampler(
             len(chosen),
             self.batch_size if train else self.eval_batch_size,

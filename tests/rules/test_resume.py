@@ -6,8 +6,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import trainer, weights
 from torch import nn
+from toys import trainer, weights
 
 from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.nn import MLP
