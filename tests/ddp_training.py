@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import backprop, blobs, trainer, weights
 
+from lightning_nobp.callbacks import PredictionWriter
+from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.rules import Backprop
+
 
 class ShardedBlobs(L.LightningDataModule):
     """Rank r sees every second sample of each batch; the last batch is uneven: 103 = 6 * 16 + 7 = 4 + 3."""
@@ -48,3 +52,11 @@ def train(folder: Path, strategy: str, **kwargs: Any) -> None:
 def load(folder: Path, rank: int, world: int) -> dict[str, Tensor]:
     result: dict[str, Tensor] = torch.load(folder / f"rank{rank}of{world}.pt")
     return result
+
+
+def predict_spawned(folder: Path) -> None:
+    """Predict the digits' test set on two processes and write the rows to ``folder/predictions.csv``."""
+    rule = Backprop(num_classes=10, input_shape=(1, 8, 8))
+    writer = PredictionWriter(str(folder / "predictions.csv"))
+    run = trainer(folder, strategy="ddp_spawn", devices=2, callbacks=[writer])
+    run.predict(rule, datamodule=DigitsDataModule(eval_batch_size=50), return_predictions=False)

@@ -148,13 +148,13 @@ def histogram_figure(histograms: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure
     columns = min(4, len(histograms))
     rows = -(-len(histograms) // columns)
     figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, (counts, edges)) in zip(panels, histograms.items(), strict=False):
         axes.stairs(counts.numpy(), edges.numpy(), fill=True)
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.ticklabel_format(axis="x", scilimits=(-2, 3))
-    for axes in list(panels)[len(histograms) :]:
+    for axes in panels[len(histograms) :]:
         axes.set_visible(False)
     return figure
 

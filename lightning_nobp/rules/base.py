@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
-from lightning_nobp.rules.hyperparameters import plain_arguments, refuse_opaque
+from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import average_over_ranks, check_ranks_agree, gather_from_ranks
 
@@ -80,8 +80,8 @@ class LearningRule(LightningModule):
         _check_positive("accumulate_grad_batches", accumulate_grad_batches)
         if gradient_clip_val is not None:
             _check_positive("gradient_clip_val", gradient_clip_val)
-        self._optimizer_factory = optimizer
-        self._scheduler_factory = lr_scheduler
+        self._optimizer_factory = picklable(type(self), "optimizer", optimizer)
+        self._scheduler_factory = picklable(type(self), "lr_scheduler", lr_scheduler)
         self.lr_scheduler_interval = lr_scheduler_interval
         self.lr_scheduler_frequency = lr_scheduler_frequency
         self.lr_scheduler_monitor = lr_scheduler_monitor
@@ -374,16 +374,10 @@ class LearningRule(LightningModule):
         for arguments in collect_init_args(constructor, [], classes=(HyperparametersMixin,)):
             given.update(arguments)
         refuse_opaque(given)
-        with warnings.catch_warnings():
-            # A default that is a lambda: loading brings it back.
-            warnings.filterwarnings("ignore", message=".*removed from hparams because it cannot be pickled.*")
-            modules = [name for name, value in given.items() if isinstance(value, nn.Module)]
-            self.save_hyperparameters(logger=False, ignore=modules, frame=constructor)
-            # From the command line or a checkpoint every argument is plain already, modules included.
-            if "_class_path" in self.hparams:
-                self.save_hyperparameters(logger=False, frame=constructor)
-                return
-        self.hparams.update(plain_arguments(type(self), given))
+        self.save_hyperparameters(logger=False, ignore=list(given), frame=constructor)
+        # From the command line or a checkpoint every argument is plain already, modules included.
+        plain = () if "_class_path" in self.hparams else (plain_arguments(type(self), given),)
+        self.save_hyperparameters(*plain, logger=False, frame=constructor)
 
 
 def _idle_optimizer() -> Optimizer:

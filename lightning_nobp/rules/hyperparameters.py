@@ -10,10 +10,12 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+_T = TypeVar("_T")
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """What Lightning calls to rebuild a module from plain arguments: the one it trusts."""
@@ -96,13 +98,45 @@ def import_path(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
+class DefaultOf(NamedTuple):
+    """A function that is a constructor's default, in a form that pickle can take to another process."""
+
+    owner: type
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return _parameters(self.owner)[self.name].default(*args)
+
+
+def picklable(cls: type, name: str, value: _T) -> _T | DefaultOf:
+    """``value``, so wrapped that it can be pickled if it is a default of a constructor of ``cls`` (a lambda, say).
+
+    Args:
+        cls: The class.
+        name: The argument.
+        value: What the argument was given.
+    """
+    if callable(value):
+        for base in cls.__mro__:
+            parameter = _parameters(base).get(name)
+            if parameter is not None and parameter.default is value:
+                return DefaultOf(base, name)
+    return value
+
+
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the constructor that ``cls`` itself defines."""
+    constructor = vars(cls).get("__init__")
+    return {} if constructor is None or cls is object else inspect.signature(constructor).parameters
+
+
 def _accepted(cls: type) -> dict[str, list[Any]]:
     """Names that the constructors of ``cls`` and its bases take, each with the defaults found on the way."""
     names: dict[str, list[Any]] = {}
     for base in cls.__mro__:
-        if "__init__" in vars(base):
-            for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
-                names.setdefault(name, []).append(parameter.default)
+        for name, parameter in _parameters(base).items():
+            names.setdefault(name, []).append(parameter.default)
     return names
 
 

@@ -1,5 +1,6 @@
 """A checkpoint rebuilds its rule from itself alone, and loads safely."""
 
+import pickle
 from functools import partial
 
 import lightning as L
@@ -148,3 +149,11 @@ def test_plain_forms():
     assert to_plain(local_optimizer, "o").endswith("local_optimizer")
     class_path = to_plain(nn.Sequential(nn.ReLU()), "n")["class_path"]
     assert class_path == "lightning_nobp.nn.sequential"
+
+
+def test_rule_with_default_functions_can_go_to_another_process():
+    rule = pickle.loads(pickle.dumps(Backprop(num_classes=3, input_shape=(1, 2, 3))))
+    optimizer = rule.configure_optimizers()
+    assert type(optimizer) is torch.optim.SGD
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert "optimizer" not in rule.hparams

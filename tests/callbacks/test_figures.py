@@ -1,0 +1,85 @@
+"""Figures and histograms reach whichever logger is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from toys import backprop, loader, trainer
+
+from lightning_nobp.callbacks import LogFigures, run_folder
+from lightning_nobp.callbacks.figures import confusion_figure, histogram_figure
+
+
+def fit(folder, logger, **kwargs):
+    run = trainer(folder, logger=logger, callbacks=[LogFigures(**kwargs)], max_epochs=2)
+    run.fit(backprop(gradient_clip_val=1e-3), loader(), loader())
+    return run
+
+
+def test_pictures_without_a_logger_for_them(tmp_path):
+    run = fit(tmp_path, CSVLogger(tmp_path))
+    assert run_folder(run) == tmp_path / "lightning_logs" / "version_0"
+    names = sorted(p.name for p in (run_folder(run) / "figures").iterdir())
+    expected = [f"{kind}-step={step}.png" for kind in ("histograms", "val_confusion") for step in (11, 12, 5, 6)]
+    assert set(names) <= set(expected)
+    assert len(names) == 4
+
+
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fit(tmp_path, TensorBoardLogger(tmp_path))
+    events = EventAccumulator(str(run_folder(run)), size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    assert events.Tags()["images"] == ["val/confusion"]
+    histograms = set(events.Tags()["histograms"])
+    assert {"weights/network.1.weight", "gradients/network.1.weight"} <= histograms
+    [first, _] = events.Histograms("weights/network.1.weight")
+    assert first.histogram_value.num == 48
+    assert not (run_folder(run) / "figures").exists()
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="nobp", save_dir=str(tmp_path), offline=True)
+    run = fit(tmp_path, logger)
+    folder = Path(logger.experiment.dir).parent
+    assert run_folder(run) == tmp_path / "nobp" / str(logger.version)
+    wandb.finish()
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folder)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    items = [json.loads(x)["history"]["item"] for x in lines if json.loads(x).get("type") == "history"]
+    keys = {key.removesuffix("._type") for item in items for key in item}
+    assert {"val/confusion", "weights/network.1.weight", "gradients/network.3.bias", "trainer/global_step"} <= keys
+    assert list((folder / "files" / "media" / "images").rglob("*.png"))
+
+
+def test_every_second_epoch(tmp_path):
+    run = fit(tmp_path, CSVLogger(tmp_path), every_n_epochs=2, histograms=False)
+    assert [p.name for p in (run_folder(run) / "figures").iterdir()] == ["val_confusion-step=12.png"]
+
+
+def test_confusion_figure_shows_shares_of_the_true_class():
+    counts = torch.tensor([[8, 2], [0, 0]])
+    figure = confusion_figure(counts, ("cat", "dog"))
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.texts] == ["80", "20", "0", "0"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["cat", "dog"]
+    assert len(confusion_figure(torch.eye(30).long()).axes[0].texts) == 0
+
+
+def test_histogram_figure_has_a_panel_each():
+    made = torch.histogram(torch.randn(100), 10)
+    figure = histogram_figure({f"w{k}": (made.hist, made.bin_edges) for k in range(5)})
+    assert [a.get_title() for a in figure.axes if a.get_visible()] == [f"w{k}" for k in range(5)]
+
+
+@pytest.mark.parametrize("name", ["every_n_epochs", "bins"])
+def test_bad_arguments_are_named(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        LogFigures(**{name: 0})
