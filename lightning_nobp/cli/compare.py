@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     out = options.out or Path(RUNS) / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     out.mkdir(parents=True, exist_ok=True)
     runs = [
-        Run(recipe, options.first_seed + k, out / recipe / f"seed-{options.first_seed + k}")
+        Run(recipe, options.first_seed + k, out / _folder(recipe) / f"seed-{options.first_seed + k}")
         for recipe in chosen
         for k in range(options.seeds)
     ]
@@ -45,6 +45,12 @@ def main(arguments: list[str]) -> int:
     if options.record:
         record(results, command, options.note)
     return 1 if any("error" in r for r in results) else 0
+
+
+def _folder(recipe: str) -> Path:
+    """Where a recipe's runs go below the results: a file may lie anywhere, its runs may not."""
+    path = Path(recipe)
+    return Path(*(part for part in path.with_suffix("").parts if part not in (path.anchor, "..")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,6 +171,6 @@ def record(results: list[dict[str, Any]], command: str, note: str | None) -> Non
     today = datetime.now(UTC).date().isoformat()
     for row in means(results):
         if row["test_accuracy"] is not None and row["recipe"] in recipes.recipe_names():
-            kept = {key: row[key] for key in ("test_accuracy", "seconds", "seeds")}
-            known[row["recipe"]] = kept | {"command": command, "date": today, "note": note}
+            kept = {"test_accuracy": round(row["test_accuracy"], 4), "seconds": round(row["seconds"], 1)}
+            known[row["recipe"]] = kept | {"seeds": row["seeds"]} | {"command": command, "date": today, "note": note}
     write_whole(path, json.dumps(known, indent=2, sort_keys=True) + "\n")
