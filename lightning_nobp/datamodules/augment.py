@@ -29,19 +29,15 @@ class RandomShift(v2.Transform):  # type: ignore[misc]
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """One shift down and one to the right for each image."""
-        return {"corner": torch.randint(2 * self.pixels + 1, (2, len(flat_inputs[0]), 1, 1))}
+        return {"corner": torch.randint(2 * self.pixels + 1, (2, len(flat_inputs[0])))}
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         """Shift images ``(batch, channels, height, width)``."""
         batch, _, height, width = inpt.shape
-        padded = F.pad(inpt, (self.pixels,) * 4)
         rows, columns = params["corner"].to(inpt.device)
-        rows = rows + torch.arange(height, device=inpt.device).view(1, height, 1)[0]
-        columns = columns + torch.arange(width, device=inpt.device).view(1, 1, width)[0]
-        samples = torch.arange(batch, device=inpt.device).view(batch, 1, 1)
-        return padded.permute(0, 2, 3, 1)[samples, rows.view(batch, height, 1), columns.view(batch, 1, width)].permute(
-            0, 3, 1, 2
-        )
+        # Every window is a view: only the chosen ones are copied.
+        windows = F.pad(inpt, (self.pixels,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(batch, device=inpt.device), :, rows, columns]
 
 
 class RandomHorizontalFlip(v2.Transform):  # type: ignore[misc]
