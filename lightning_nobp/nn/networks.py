@@ -6,6 +6,7 @@ constructor's arguments as attributes, which lets a checkpoint say how to build 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +27,15 @@ def _activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-class MLP(nn.Sequential):
+class _Preset(nn.Sequential):
+    """A sequence whose constructor takes something else than its layers."""
+
+    def __getitem__(self, index: slice | int) -> Any:
+        """A layer; of a slice, a plain ``nn.Sequential`` of the same layers."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+
+class MLP(_Preset):
     """A multilayer perceptron on flattened inputs.
 
     Args:
@@ -67,7 +76,7 @@ class MLP(nn.Sequential):
         self.batch_norm, self.dropout = batch_norm, dropout
 
 
-class CNN(nn.Sequential):
+class CNN(_Preset):
     """A small convolutional network: 3x3 convolutions, each halved by a 2x2 maximum, then a hidden layer.
 
     Args:

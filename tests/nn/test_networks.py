@@ -35,5 +35,14 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
+def test_slice_is_the_same_layers_in_a_plain_sequence():
+    network = MLP((3,), 2, (4, 5))
+    body, head = network[:-1], network[-1]
+    assert type(body) is nn.Sequential
+    assert body[1] is network[1]
+    x = torch.randn(6, 3)
+    torch.testing.assert_close(head(body(x)), network(x))
+
+
 def test_sequential_from_a_list():
     assert isinstance(sequential([nn.Linear(2, 2), nn.ReLU()])[1], nn.ReLU)
