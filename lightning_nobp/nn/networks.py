@@ -85,7 +85,7 @@ class CNN(_Preset):
         channels: Output channels of each convolution.
         hidden_dim: Width of the fully connected layer.
         activation: ``'relu'``, ``'sigmoid'``, ``'tanh'`` or ``'gelu'``.
-        batch_norm: Whether each convolution is batch-normalised before its activation.
+        batch_norm: Whether each convolution and the hidden layer are batch-normalised before their activation.
         dropout: Probability with which a unit of the hidden layer is dropped in training.
 
     Raises:
@@ -118,7 +118,10 @@ class CNN(_Preset):
             layers += [_activation(activation), nn.MaxPool2d(2)]
             width = out
         flat = width * (height // shrink) * (breadth // shrink)
-        layers += [nn.Flatten(), nn.Linear(flat, hidden_dim), _activation(activation)]
+        layers += [nn.Flatten(), nn.Linear(flat, hidden_dim)]
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(hidden_dim))
+        layers.append(_activation(activation))
         if dropout:
             layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(hidden_dim, num_classes))
