@@ -10,7 +10,11 @@ from torch.optim import Optimizer
 
 from lightning_nobp.functional.alignment import gradient_alignment
 from lightning_nobp.rules.base import LearningRule
+from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import average_gradients
+
+_Pending = tuple[Any, dict[str, Any], list[Tensor]]
+"""A batch, the random state and the buffers from which its gradient was computed."""
 
 
 class GradientAlignment(Callback):
@@ -36,7 +40,7 @@ class GradientAlignment(Callback):
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps, self.per_parameter = every_n_steps, per_parameter
         self.cosines: list[float] = []
-        self._pending: list[tuple[Any, Tensor, list[Tensor]]] = []
+        self._pending: list[_Pending] = []
         self._comparable = True
 
     @property
@@ -54,7 +58,7 @@ class GradientAlignment(Callback):
         """Remember what the gradient of this batch depends on."""
         if self._comparable and trainer.global_step % self.every_n_steps == 0:
             buffers = [b.detach().clone() for b in pl_module.buffers()]
-            self._pending.append((batch, torch.get_rng_state(), buffers))
+            self._pending.append((batch, collect_random_state(), buffers))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Compare, once the gradient is complete."""
@@ -82,21 +86,15 @@ class GradientAlignment(Callback):
             step = trainer.fit_loop.total_batch_idx
             logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
 
-    def _backprop(
-        self, rule: LearningRule, parameters: list[Tensor], pending: list[tuple[Any, Tensor, list[Tensor]]]
-    ) -> list[Tensor] | None:
+    def _backprop(self, rule: LearningRule, parameters: list[Tensor], pending: list[_Pending]) -> list[Tensor] | None:
         """Backpropagation's gradient of the joined batches, averaged over ranks."""
-        after = [b.detach().clone() for b in rule.buffers()]
+        before, after = collect_random_state(), [b.detach().clone() for b in rule.buffers()]
         sums, samples = [torch.zeros_like(p) for p in parameters], 0
         try:
             for batch, random_state, buffers in pending:
                 _put(rule, buffers)
-                with (
-                    torch.random.fork_rng(devices=[]),
-                    torch.enable_grad(),
-                    rule.trainer.precision_plugin.forward_context(),
-                ):
-                    torch.set_rng_state(random_state)
+                restore_random_state(random_state)
+                with torch.enable_grad(), rule.trainer.precision_plugin.forward_context():
                     loss = rule.global_loss(batch)
                 if loss is None:
                     return None
@@ -106,6 +104,7 @@ class GradientAlignment(Callback):
                 samples += count
         finally:
             _put(rule, after)
+            restore_random_state(before)
         return average_gradients([s / samples for s in sums], samples)
 
 

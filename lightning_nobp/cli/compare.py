@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import shlex
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,14 +163,22 @@ def _start_method() -> str:
 
 def record(results: list[dict[str, Any]], command: str, note: str | None) -> None:
     """Note mean results of each recipe in ``measured.json`` beside the recipes."""
-    from lightning_nobp.cli.report import means
+    from lightning_nobp.cli.report import conditions, means
     from lightning_nobp.cli.run_config import write_whole
 
     path = recipes.folder() / "measured.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    today = datetime.now(UTC).date().isoformat()
+    about = {key: value for key, value in conditions().items() if key in ("date", "processor", "threads", "torch")}
     for row in means(results):
         if row["test_accuracy"] is not None and row["recipe"] in recipes.recipe_names():
-            kept = {"test_accuracy": round(row["test_accuracy"], 4), "seconds": round(row["seconds"], 1)}
-            known[row["recipe"]] = kept | {"seeds": row["seeds"]} | {"command": command, "date": today, "note": note}
+            spread = row["test_accuracy_std"]
+            known[row["recipe"]] = about | {
+                "test_accuracy": round(row["test_accuracy"], 4),
+                "test_accuracy_std": None if spread is None else round(spread, 4),
+                "seconds": round(row["seconds"], 1),
+                "parameters": int(row["parameters"]),
+                "seeds": row["seeds"],
+                "command": command,
+                "note": note,
+            }
     write_whole(path, json.dumps(known, indent=2, sort_keys=True) + "\n")
