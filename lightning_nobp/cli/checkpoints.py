@@ -45,9 +45,8 @@ def _best(newest: Path) -> Path | None:
 
     content = torch.load(newest, weights_only=True, map_location="cpu", mmap=True)
     for name, state in content.get("callbacks", {}).items():
-        if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
-            # Only the name: the folder may have moved since.
-            best = newest.with_name(Path(state["best_model_path"]).name)
-            if best.is_file():
-                return best
+        if name.startswith("ModelCheckpoint") and state.get("monitor") and state["best_model_path"]:
+            best = Path(state["best_model_path"])
+            # The folder may have moved since.
+            return next((path for path in (newest.with_name(best.name), best) if path.is_file()), None)
     return None

@@ -3,6 +3,7 @@
 import argparse
 import json
 import multiprocessing
+import re
 import shlex
 import time
 from datetime import datetime
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("recipes", nargs="+", help="names, patterns ('mnist/*'), data sets (digits) or files")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each, with the seeds 0, 1, ... (default 1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
-    parser.add_argument("--max_time", help="longest training of each run, as HH:MM:SS or DD:HH:MM:SS")
+    parser.add_argument("--max_time", type=_duration, help="longest training of each run, as HH:MM:SS or DD:HH:MM:SS")
     parser.add_argument("--out", type=Path, help=f"folder of the results (default {RUNS}/compare/<time>)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option for all, like trainer.max_epochs=3"
@@ -73,11 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 def _overrides(options: argparse.Namespace) -> list[str]:
     found = [f"--{setting}" for setting in options.set]
     if options.max_time:
-        found.append(f"--trainer.max_time={_with_days(options.max_time)}")
+        found.append(f"--trainer.max_time={options.max_time}")
     return found
 
 
-def _with_days(text: str) -> str:
+def _duration(text: str) -> str:
+    """DD:HH:MM:SS, as the Trainer takes it."""
+    if not re.fullmatch(r"(\d+:)?\d+:\d+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HH:MM:SS or DD:HH:MM:SS")
     return f"00:{text}" if text.count(":") == 2 else text
 
 
@@ -153,7 +157,7 @@ def _limit(max_time: str | None) -> float | None:
     """Seconds after which a run counts as hanging: well above what the Trainer stops at."""
     if max_time is None:
         return None
-    days, hours, minutes, seconds = map(int, _with_days(max_time).split(":"))
+    days, hours, minutes, seconds = map(int, max_time.split(":"))
     return 3 * (86400 * days + 3600 * hours + 60 * minutes + seconds) + 120
 
 

@@ -1,12 +1,15 @@
 """``nobp fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with the rules in it."""
 
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from pydoc import locate
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
@@ -28,6 +31,8 @@ _NOISE = (
     ".*LeafSpec.*is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*anonymous setting has no effect.*",
+    ".*The dirpath has changed from.*",
+    ".*Couldn't infer the batch indices.*",
 )
 """Warnings that a reader cannot act on, or that a recipe has answered."""
 
@@ -48,22 +53,29 @@ class NobpParser(LightningArgumentParser):
         if not unknown:
             return "\n".join([line for line in message.splitlines() if line.strip()][:12])
         name = unknown.group(1) or unknown.group(2)
-        owner = re.search(r"class_path '([\w.]+)'", message)
-        known = {a.dest.rpartition(".")[2] for a in self._actions} | _parameters_of_rules()
-        of = f" of {owner.group(1)}" if owner else ""
+        # Classes are named from the outside in; after "Given value" the arguments are only repeated.
+        owners = re.findall(r"class_path[ =]'([\w.]+)'", message.partition("Given value")[0])
+        known = _parameters(owners[-1]) if owners else {a.dest.rpartition(".")[2] for a in self._actions}
+        of = f" of {owners[-1]}" if owners else ""
         # In a.b.c any part may be the wrong one; the first that no one knows is.
         part = next((p for p in name.split(".") if p not in known), name)
         return f"there is no option {name!r}{of}{nearest(part, known)}"
 
 
-def _parameters_of_rules() -> set[str]:
-    """Names that any rule or data module takes."""
-    from inspect import signature
+def _parameters(class_path: str) -> set[str]:
+    """Names that the constructors of a class and its bases take."""
+    bases = getattr(locate(class_path), "__mro__", ())
+    return {name for base in bases for name in signature(base.__init__).parameters}
 
-    classes = [LearningRule, LightningDataModule]
-    for cls in classes:
-        classes += cls.__subclasses__()
-    return {name for cls in classes for name in signature(cls).parameters}
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt`` up to date.
+
+    ``save_last`` of the checkpoint that keeps the best epoch writes it only when that epoch is beaten.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
 
 
 class NobpCLI(LightningCLI):
@@ -77,6 +89,7 @@ class NobpCLI(LightningCLI):
 
     def __init__(self, recipe: str, callbacks: list[Callback] | None = None, run: bool = True) -> None:
         self.recipe = recipe
+        last = [LastCheckpoint()] if run else []
         super().__init__(
             LearningRule,
             LightningDataModule,
@@ -84,7 +97,7 @@ class NobpCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=RunConfig,
             save_config_kwargs={"recipe": recipe},
-            trainer_defaults={"default_root_dir": RUNS, "callbacks": callbacks or []},
+            trainer_defaults={"default_root_dir": RUNS, "callbacks": [*(callbacks or []), *last]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=NobpParser,
@@ -94,9 +107,7 @@ class NobpCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints and predictions as options; the data's shape goes into the rule."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max", "checkpoint.save_last": True}
-        )
+        parser.set_defaults({"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max"})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(
@@ -111,6 +122,8 @@ class NobpCLI(LightningCLI):
             trainer.logger = self._default_logger(trainer.default_root_dir)
         if trainer.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
+            ours = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in ours if not isinstance(c, ModelCheckpoint)]
         if trainer.enable_progress_bar is not False and "ProgressBar" not in str(trainer.callbacks):
             # At every batch the bar would cost more than a small network's step.
             bar = _namespace(
@@ -158,8 +171,9 @@ def command_line(arguments: list[str]) -> Iterator[None]:
     """Let Lightning see ``arguments`` as those of the process, as its launchers of further processes do."""
     before, path = sys.argv, list(sys.path)
     sys.argv = [before[0], *arguments]
-    # A console script does not look for a user's modules in the current folder.
-    sys.path.insert(0, "")
+    # A console script does not look for a user's modules in the current folder. Its name, not "": jsonargparse
+    # reads a configuration from within the folder of the file.
+    sys.path.insert(0, os.getcwd())
     try:
         yield
     finally:

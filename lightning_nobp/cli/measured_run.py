@@ -86,6 +86,9 @@ def run_in_child(recipe: str, options: list[str], folder: Path, progress: Connec
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
     try:
         progress.send(("done", measure(recipe, options, folder, progress)))
+    except SystemExit:
+        # The parser has printed what is wrong.
+        progress.send(("failed", f"its options are wrong; see {folder / 'log.txt'}"))
     except BaseException as error:
         traceback.print_exc()
         progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))

@@ -17,7 +17,7 @@ class CIFAR10DataModule(ImageDataModule):
     Files lie in ``root/cifar-10-batches-py`` as torchvision leaves them, and are checked by torchvision's md5 sums.
 
     Args:
-        **kwargs: See :class:`~lightning_nobp.datamodules.base.ImageDataModule`.
+        **kwargs: See :class:`~lightning_nobp.datamodules.ImageDataModule`.
 
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).

@@ -15,7 +15,7 @@ class DigitsDataModule(ImageDataModule):
     The set has no official test part: 20 % of each class, always the same ones, are the test set.
 
     Args:
-        **kwargs: See :class:`~lightning_nobp.datamodules.base.ImageDataModule`.
+        **kwargs: See :class:`~lightning_nobp.datamodules.ImageDataModule`.
 
     References:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (1998).

@@ -27,7 +27,7 @@ class ImageFolderDataModule(ImageDataModule):
         in_memory: Whether to hold all images in memory; None decides by size.
         mean: Of each channel, in units of the largest value.
         std: Of each channel, likewise.
-        **kwargs: See :class:`~lightning_nobp.datamodules.base.ImageDataModule`.
+        **kwargs: See :class:`~lightning_nobp.datamodules.ImageDataModule`.
 
     Raises:
         FileNotFoundError: There is no ``train`` folder with a folder a class.

@@ -15,7 +15,7 @@ class MNISTDataModule(ImageDataModule):
     Files lie in ``root/MNIST/raw`` as torchvision leaves them; they are downloaded with torchvision's checksums.
 
     Args:
-        **kwargs: See :class:`~lightning_nobp.datamodules.base.ImageDataModule`.
+        **kwargs: See :class:`~lightning_nobp.datamodules.ImageDataModule`.
 
     References:
         LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86

@@ -75,7 +75,7 @@ class EpochBatchSampler(Sampler[BatchIndex]):
 
     @property
     def sampler(self) -> "EpochBatchSampler":
-        """Itself: where Lightning looks for :meth:`set_epoch`."""
+        """This sampler itself, since Lightning looks here for :meth:`set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

@@ -25,7 +25,7 @@ class TinyImageNetDataModule(ImageDataModule):
     here, and validation samples are held out of the training set.
 
     Args:
-        **kwargs: See :class:`~lightning_nobp.datamodules.base.ImageDataModule`.
+        **kwargs: See :class:`~lightning_nobp.datamodules.ImageDataModule`.
 
     References:
         Le and Yang, "Tiny ImageNet Visual Recognition Challenge", Stanford CS 231N (2015).

@@ -16,8 +16,8 @@ class ClassificationRule(LearningRule):
     """A learning rule for a network that maps inputs to class scores.
 
     The base adds the network, loss and accuracy for validation and test, and prediction. A subclass implements
-    :meth:`compute_gradients`, and overrides :meth:`forward` or :meth:`loss_function` where its scores or its loss
-    are others.
+    :meth:`~LearningRule.compute_gradients`, and overrides :meth:`forward` or :meth:`loss_function` where its scores or
+    its loss are others.
 
     Args:
         network: A preset (``'mlp'``, ``'cnn'``), a module, or what builds one from ``(input_shape, num_classes)``:

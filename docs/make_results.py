@@ -1,0 +1,100 @@
+"""Write the results of README.md and docs/results.md from what ``nobp compare --record`` noted.
+
+Run ``python docs/make_results.py`` after recording.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_nobp.cli import recipes
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- results: written by docs/make_results.py -->\n", "<!-- end of results -->\n"
+DATA_SETS = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny ImageNet",
+}
+
+Measured = dict[str, dict[str, Any]]
+
+
+def pages() -> dict[Path, str]:
+    """What each file must hold."""
+    measured: Measured = json.loads((ROOT / "recipes" / "measured.json").read_text())
+    page = ROOT / "docs" / "results.md"
+    return {
+        ROOT / "README.md": between(ROOT / "README.md", [*overview(measured), "", *commands(measured)]),
+        page: between(page, [line for data_set in DATA_SETS for line in section(data_set, measured)]),
+    }
+
+
+def between(path: Path, lines: list[str]) -> str:
+    """The file's text with these lines between its markers."""
+    before, _, rest = path.read_text().partition(START)
+    return before + START + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2]
+
+
+def overview(measured: Measured) -> list[str]:
+    """Test accuracy, a row for each kind of recipe, a column for each data set."""
+    data_sets = [d for d in DATA_SETS if any(name.startswith(f"{d}/") for name in measured)]
+    kinds = dict.fromkeys(name.partition("/")[2] for name in sorted(measured))
+    rows = [["recipe", *(title(d, measured) for d in data_sets)]]
+    for kind in kinds:
+        found = [accuracy(measured.get(f"{d}/{kind}")) for d in data_sets]
+        rows.append([f"`…/{kind}`", *found])
+    return ["Test accuracy in per cent, and the commands that measured it:", "", *table(rows)]
+
+
+def commands(measured: Measured) -> list[str]:
+    """The commands behind the figures."""
+    found = dict.fromkeys(result["command"] for result in measured.values())
+    return ["```sh", *found, "```"]
+
+
+def section(data_set: str, measured: Measured) -> list[str]:
+    """The table of a data set, with its commands."""
+    results = {name: r for name, r in measured.items() if name.startswith(f"{data_set}/")}
+    if not results:
+        return []
+    rows = [["recipe", "what it is", "test accuracy, %", "seeds", "weights", "seconds"]]
+    for name, r in sorted(results.items(), key=lambda item: -item[1]["test_accuracy"]):
+        seeds = ", ".join(map(str, r["seeds"]))
+        weights = f"{r['parameters']:,}"
+        rows.append([f"`{name}`", recipes.summary(name), accuracy(r), seeds, weights, f"{r['seconds']:.1f}"])
+    notes = dict.fromkeys(r["note"] for r in results.values() if r["note"])
+    conditions = dict.fromkeys(
+        f"{r['date']}, {r['processor']}, {r['threads']} threads, torch {r['torch']}." for r in results.values()
+    )
+    head = [f"## {title(data_set, measured)}", "", *notes, *([""] if notes else [])]
+    return [*head, *table(rows), "", *commands(results), "", *conditions, ""]
+
+
+def title(data_set: str, measured: Measured) -> str:
+    """Name of a data set; where the figures come from a variant, that of the variant."""
+    notes = [r["note"] for name, r in measured.items() if name.startswith(f"{data_set}/") and r["note"]]
+    return notes[0].partition(":")[0] if notes else DATA_SETS[data_set]
+
+
+def accuracy(result: dict[str, Any] | None) -> str:
+    """Mean, and with several seeds the standard deviation, in per cent."""
+    if result is None:
+        return ""
+    spread = result["test_accuracy_std"]
+    return f"{100 * result['test_accuracy']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))

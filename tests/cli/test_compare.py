@@ -1,0 +1,145 @@
+"""Several recipes under the same conditions, some of which fail."""
+
+import csv
+import json
+import re
+import shutil
+import statistics
+from contextlib import chdir
+from multiprocessing import Pipe
+
+import pytest
+import yaml
+
+from lightning_nobp.cli import compare, recipes
+
+FAILING = """
+import os
+from lightning_nobp.rules import Backprop
+
+class Raises(Backprop):
+    def compute_gradients(self, batch):
+        raise RuntimeError("it was meant to")
+
+class Dies(Backprop):
+    def compute_gradients(self, batch):
+        os._exit(3)
+"""
+
+
+def write_recipe(path, rule):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump({"model": {"class_path": rule}, "data": {"class_path": "DigitsDataModule"}}))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, nobp):
+    """Two seeds each of a recipe and of two files with rules of the current folder, both of which fail."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "failing_rules.py").write_text(FAILING)
+    write_recipe(folder / "own" / "raises.yaml", "failing_rules.Raises")
+    write_recipe(folder / "dies.yaml", "failing_rules.Dies")
+    names = ("own/raises.yaml", folder / "dies.yaml", "digits/backprop")
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        run = nobp("compare", *names, "--seeds=2", "--out", "results", "--set", "trainer.max_epochs=2")
+    return folder, run, json.loads((folder / "results" / "results.json").read_text())
+
+
+def trained(content):
+    return [r for r in content["results"] if r["recipe"] == "digits/backprop"]
+
+
+def test_a_failure_is_said_and_loses_no_other_result(compared):
+    folder, run, content = compared
+    assert run.status == 1
+    results = content["results"]
+    assert [r["seed"] for r in results] == [0, 1] * 3
+    assert [r.get("error", "").partition(";")[0] for r in results] == [
+        *["RuntimeError: it was meant to"] * 2,
+        *["ended with exit code 3"] * 2,
+        *["", ""],
+    ]
+    assert "failed: own/raises.yaml, seed 1: RuntimeError: it was meant to" in run.out
+    assert "RuntimeError: it was meant to" in (folder / "results/own/raises/seed-0/log.txt").read_text()
+    for result in trained(content):
+        assert result["test_accuracy"] > 0.8
+        assert (result["epochs"], result["steps"], result["parameters"]) == (2, 78, 17226)
+        assert [point["epoch"] for point in result["curve"]] == [1, 2]
+        assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] <= result["seconds"]
+        assert result["alignment"] == pytest.approx(1, abs=1e-6)
+        assert result["peak_memory_mib"] > 0
+
+
+def test_nothing_is_written_outside_of_the_results(compared):
+    folder, _, _ = compared
+    assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {"failing_rules.py", "own", "dies.yaml", "results"}
+
+
+def test_seeds_share_the_split_of_the_data(compared):
+    folder, _, content = compared
+    found = [yaml.safe_load(p.read_text()) for p in sorted((folder / "results" / "digits").rglob("config.yaml"))]
+    assert [config["seed_everything"] for config in found] == [0, 1]
+    assert found[0]["data"] == found[1]["data"]
+    first, second = trained(content)
+    assert first["curve"][0]["val/loss"] != second["curve"][0]["val/loss"]
+
+
+def test_table_report_and_csv_agree_with_the_results(compared):
+    folder, run, content = compared
+    accuracies = [r["test_accuracy"] for r in trained(content)]
+    cell = f"{statistics.fmean(accuracies):.2%} ± {100 * statistics.stdev(accuracies):.2f}"
+    report = (folder / "results" / "report.md").read_text()
+    assert re.search(rf"digits/backprop +{re.escape(cell)} +[\d.]+ +17,226", run.out)
+    assert f"| digits/backprop | {cell} |" in report
+    assert "| own/raises.yaml | failed |" in report
+    assert "nobp compare own/raises.yaml" in report
+    with (folder / "results" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["test_accuracy"] for row in rows] == ["", "", "", "", *map(str, accuracies)]
+    assert (folder / "results" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_longest_time_ends_each_training_and_it_is_tested_all_the_same(nobp, tmp_path):
+    run = nobp("compare", "digits/backprop", "--max_time=00:00:02", "--out=out", "--set=trainer.max_epochs=100000")
+    assert run.status == 0, run.out
+    [result] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert 1 < result["seconds"] < 20
+    assert result["test_accuracy"] > 0.8
+
+
+def test_a_wrong_option_is_explained_in_the_log(nobp, tmp_path):
+    run = nobp("compare", "digits/backprop", "--out=out", "--set", "trainer.max_epohcs=1")
+    assert run.status == 1
+    assert "its options are wrong; see out/digits/backprop/seed-0/log.txt" in run.out.replace("\n", "")
+    assert "did you mean max_epochs" in (tmp_path / "out/digits/backprop/seed-0/log.txt").read_text()
+    assert "failed" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_time_in_another_form_is_refused_before_anything_runs(nobp, tmp_path):
+    run = nobp("compare", "digits", "--max_time=30")
+    assert run.status == 2
+    assert "'30' is not HH:MM:SS or DD:HH:MM:SS" in run.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_hangs_is_given_up():
+    ours, _theirs = Pipe(duplex=False)
+    assert compare._follow(ours, deadline=0.0, progress=None, task=None) == {"error": "took too long and was stopped"}
+
+
+def test_recording_notes_means_beside_the_recipes(tmp_path, monkeypatch):
+    shutil.copytree(recipes.folder(), tmp_path / "recipes")
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path / "recipes")
+    measured = {"seconds": 2.0, "parameters": 5, "peak_memory_mib": 1.0, "alignment": None}
+    results = [{"recipe": "digits/backprop", "seed": s, "test_accuracy": a} | measured for s, a in ((0, 0.9), (1, 0.8))]
+    results += [{"recipe": "digits/backprop_mse", "seed": 0, "error": "no"}]
+    before = json.loads((tmp_path / "recipes" / "measured.json").read_text())
+    compare.record(results, "nobp compare digits", "a note")
+    after = json.loads((tmp_path / "recipes" / "measured.json").read_text())
+    entry = after["digits/backprop"]
+    assert (entry["test_accuracy"], entry["seconds"], entry["seeds"]) == (pytest.approx(0.85), 2.0, [0, 1])
+    assert (entry["command"], entry["note"]) == ("nobp compare digits", "a note")
+    assert {k: v for k, v in after.items() if k != "digits/backprop"} == {
+        k: v for k, v in before.items() if k != "digits/backprop"
+    }

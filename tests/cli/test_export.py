@@ -1,0 +1,88 @@
+"""A trained network leaves the package."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.rules import Backprop
+
+# What a user of the file writes: no line of it knows lightning_nobp.
+PLAIN = """
+import json, sys
+import torch
+
+files = {"lightning_nobp.json": ""}
+network = torch.export.load(sys.argv[1], extra_files=files).module()
+about = json.loads(files["lightning_nobp.json"])
+images = torch.load(sys.argv[2]) / 255
+mean, std = (torch.tensor(about[name]).view(-1, 1, 1) for name in ("mean", "std"))
+scores = network((images - mean) / std)
+print(json.dumps([[about["class_names"][k] for k in scores.argmax(1)], scores.softmax(1)[:, 3].tolist()]))
+assert "lightning_nobp" not in sys.modules
+"""
+
+
+def test_pt2_predicts_the_same_in_plain_torch(in_trained, nobp, tmp_path):
+    best = in_trained.out.partition("checkpoint: ")[2].splitlines()[0]
+    run = nobp("export", best, tmp_path / "net.pt2")
+    assert run.status == 0, run.err
+    digits = DigitsDataModule().load("test")
+    torch.save(digits.images(torch.arange(len(digits.labels))), tmp_path / "images.pt")
+    command = [sys.executable, "-c", PLAIN, str(tmp_path / "net.pt2"), str(tmp_path / "images.pt")]
+    classes, threes = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    nobp("predict", "--config=digits/backprop", f"--ckpt_path={best}", f"--predictions.path={tmp_path / 'p.csv'}")
+    with (tmp_path / "p.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    assert classes == [row["prediction"] for row in predictions]
+    expected = torch.tensor([float(row["probability_3"]) for row in predictions])
+    torch.testing.assert_close(torch.tensor(threes), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory, nobp, quick):
+    folder = tmp_path_factory.mktemp("convolutional")
+    run = nobp("fit", "--config=digits/backprop_cnn", *quick, f"--trainer.default_root_dir={folder}")
+    assert run.status == 0, run.err
+    [path] = folder.rglob("last.ckpt")
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_pt2_takes_batches_of_any_size(nobp, convolutional, tmp_path, batch):
+    assert nobp("export", convolutional, tmp_path / "net.pt2").status == 0
+    network = torch.export.load(tmp_path / "net.pt2").module()
+    x = torch.randn(batch, 1, 8, 8)
+    rule = Backprop.load_from_checkpoint(convolutional).eval()
+    torch.testing.assert_close(network(x), rule(x))
+
+
+def test_onnx_predicts_the_same(nobp, convolutional, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
+    reference = pytest.importorskip("onnx.reference")
+    assert nobp("export", convolutional, tmp_path / "some" / "net.onnx").status == 0
+    model = onnx.load(tmp_path / "some" / "net.onnx")
+    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert about["input_shape"] == [1, 8, 8]
+    assert about["class_names"] == list("0123456789")
+    x = torch.randn(7, 1, 8, 8)
+    session = reference.ReferenceEvaluator(model)
+    [scores] = session.run(None, {model.graph.input[0].name: x.numpy()})
+    rule = Backprop.load_from_checkpoint(convolutional).eval()
+    torch.testing.assert_close(torch.from_numpy(scores), rule(x).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(nobp, convolutional, tmp_path):
+    other = nobp("export", convolutional, "net.tflite")
+    missing = nobp("export", "nowhere.ckpt", "net.pt2")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    text = nobp("export", "text.ckpt", "net.pt2")
+    assert other.status == missing.status == text.status == 2
+    assert "net.tflite: the file must end in .pt2 (torch.export) or .onnx" in other.err
+    assert "nowhere.ckpt: there is no such file" in missing.err
+    assert "text.ckpt cannot be loaded as a checkpoint" in text.err
+    assert not (tmp_path / "net.pt2").exists()

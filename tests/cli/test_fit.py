@@ -1,0 +1,280 @@
+"""Training, and what follows it: test, validate, predict, resume; configurations and run folders."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_nobp.cli.checkpoints import resolve
+from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.rules import Backprop
+
+DIGITS = ("--config", "digits/backprop")
+
+
+def metric(text, name):
+    return float(re.search(rf"{name}\D+([\d.]+)", text).group(1))
+
+
+def checkpoint(path):
+    return torch.load(path, weights_only=True)
+
+
+def weights(path):
+    return checkpoint(path)["state_dict"]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def rows(path):
+    with Path(path).open() as file:
+        return list(csv.DictReader(file))
+
+
+# What follows a training
+
+
+def test_the_command_that_fit_prints_last_tests_what_it_trained(in_trained, nobp):
+    command = shlex.split(in_trained.out.rpartition("next: nobp ")[2])
+    assert command[:3] == ["test", *DIGITS]
+    test = nobp(*command)
+    assert test.status == 0, test.err
+    assert metric(test.out, "test/accuracy") > 0.94
+    assert metric(test.out, "test/loss") < 0.4
+
+
+def test_best_is_the_best_epoch_and_last_the_last(in_trained, nobp):
+    best = resolve("best", "digits/backprop", Path("runs"))
+    last = resolve("last", "digits/backprop", Path("runs"))
+    assert best.parent == last.parent == Path("runs/digits/backprop/version_0/checkpoints")
+    assert checkpoint(last)["epoch"] == 29
+    logged = [float(row["val/accuracy"]) for row in rows(in_trained.run / "metrics.csv") if row["val/accuracy"]]
+    assert checkpoint(best)["epoch"] == logged.index(max(logged))
+    validated = nobp("validate", *DIGITS, "--ckpt_path", "best")
+    assert metric(validated.out, "val/accuracy") == pytest.approx(max(logged))
+
+
+def test_only_training_leaves_a_run_folder(in_trained, nobp):
+    nobp("test", *DIGITS, "--ckpt_path=last")
+    assert [p.name for p in Path("runs").iterdir()] == ["digits"]
+    assert [p.name for p in Path("runs/digits/backprop").iterdir()] == ["version_0"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_predictions_are_in_the_order_of_the_data_and_as_good_as_the_test(in_trained, nobp, tmp_path, suffix):
+    path = tmp_path / f"predictions.{suffix}"
+    run = nobp("predict", *DIGITS, "--ckpt_path=best", f"--predictions.path={path}", "--data.eval_batch_size=50")
+    assert f"359 predictions: {path}" in run.out
+    if suffix == "csv":
+        found = rows(path)
+    else:
+        import pyarrow.parquet
+
+        found = pyarrow.parquet.read_table(path).to_pylist()
+    digits = DigitsDataModule().load("test").labels.tolist()
+    assert [int(row["index"]) for row in found] == list(range(359))
+    assert [int(row["target"]) for row in found] == digits
+    right = sum(int(row["prediction"]) == target for row, target in zip(found, digits, strict=True))
+    test = nobp("test", *DIGITS, "--ckpt_path=best")
+    assert right / 359 == pytest.approx(metric(test.out, "test/accuracy"))
+
+
+def test_predictions_go_beside_the_checkpoint_unless_told_otherwise(in_trained, nobp):
+    nobp("predict", *DIGITS, "--ckpt_path=best")
+    assert len(rows(in_trained.run / "predictions.csv")) == 359
+
+
+def test_a_checkpoint_of_the_command_line_rebuilds_its_rule(trained):
+    rule = Backprop.load_from_checkpoint(trained.run / "checkpoints" / "last.ckpt")
+    assert (rule.num_classes, tuple(rule.input_shape)) == (10, (1, 8, 8))
+    assert_same(rule.state_dict(), weights(trained.run / "checkpoints" / "last.ckpt"))
+
+
+def test_no_run_to_take_a_checkpoint_from(nobp, quick):
+    run = nobp("test", *DIGITS, "--ckpt_path=best")
+    assert run.status == 2
+    assert "no run of 'digits/backprop' under runs has a checkpoint" in run.err
+    assert nobp("fit", *DIGITS, *quick).status == 0
+    assert "no run of 'digits/backprop_mse'" in nobp("test", "--config=digits/backprop_mse", "--ckpt_path=last").err
+
+
+def test_best_and_last_are_of_the_newest_run_with_a_checkpoint(nobp, quick):
+    for _ in range(2):
+        assert nobp("fit", *DIGITS, *quick).status == 0
+    newest = Path("runs/digits/backprop/version_1/checkpoints")
+    assert resolve("last", "digits/backprop", Path("runs")).parent == newest
+    assert resolve("best", "digits/backprop", Path("runs")).parent == newest
+    killed = Path("runs/digits/backprop/version_2")
+    killed.mkdir()
+    note = json.loads((newest.parent / "run.json").read_text())
+    (killed / "run.json").write_text(json.dumps(note | {"started": note["started"] + 1}))
+    assert resolve("best", "digits/backprop", Path("runs")).parent == newest
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(nobp, quick):
+    fit = ("fit", *DIGITS, *quick, "--model.network.dropout=0.3")
+    assert nobp(*fit, "--trainer.max_epochs=3", "--trainer.default_root_dir=whole").status == 0
+    assert nobp(*fit, "--trainer.max_epochs=2").status == 0
+    assert nobp(*fit, "--trainer.max_epochs=3", "--ckpt_path", "last", "--seed_everything=99").status == 0
+    whole = checkpoint("whole/digits/backprop/version_0/checkpoints/last.ckpt")
+    parts = checkpoint("runs/digits/backprop/version_1/checkpoints/last.ckpt")
+    assert parts["global_step"] == whole["global_step"] == 12
+    assert_same(parts["state_dict"], whole["state_dict"])
+    assert parts["lr_schedulers"] == whole["lr_schedulers"]
+    resumed = [row["val/loss"] for row in rows("runs/digits/backprop/version_1/metrics.csv") if row["val/loss"]]
+    assert resumed == [r["val/loss"] for r in rows("whole/digits/backprop/version_0/metrics.csv") if r["val/loss"]][2:]
+
+
+# Configurations
+
+
+def printed(nobp, *arguments):
+    run = nobp("fit", *arguments, "--print_config")
+    assert run.status == 0, run.err
+    return yaml.safe_load(run.out)
+
+
+def test_later_configurations_win_and_options_win_over_all(nobp):
+    Path("one.yaml").write_text("model: {init_args: {loss: mse}}\ntrainer: {max_epochs: 7, log_every_n_steps: 3}\n")
+    Path("two.yaml").write_text("trainer: {max_epochs: 5}\n")
+    config = printed(nobp, *DIGITS, "--config=one.yaml", "--config", "two.yaml", "--model.optimizer.lr=0.5")
+    assert config["trainer"]["max_epochs"] == 5
+    assert config["trainer"]["log_every_n_steps"] == 3
+    assert config["model"]["init_args"]["loss"] == "mse"
+    assert config["model"]["init_args"]["engine"] == "explicit"
+    assert config["model"]["init_args"]["optimizer"] == {
+        "class_path": "torch.optim.Adam",
+        "init_args": config["model"]["init_args"]["optimizer"]["init_args"] | {"lr": 0.5},
+    }
+    assert printed(nobp, *DIGITS, "--config=two.yaml", "--config=one.yaml")["trainer"]["max_epochs"] == 7
+
+
+def test_classes_are_exchanged_by_their_short_names(nobp):
+    config = printed(nobp, *DIGITS, "--model.optimizer=SGD", "--model.optimizer.momentum=0.9", "--data=MNISTDataModule")
+    assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["momentum"] == 0.9
+    assert config["data"]["class_path"] == "lightning_nobp.datamodules.MNISTDataModule"
+    assert config["data"]["init_args"]["batch_size"] == 32
+
+
+def test_a_printed_configuration_is_one_to_start_from(nobp, quick):
+    arguments = (*DIGITS, *quick, "--data.batch_size=16")
+    text = nobp("fit", *arguments, "--print_config").out
+    Path("mine.yaml").write_text(text)
+    assert printed(nobp, "--config", "mine.yaml") == yaml.safe_load(text)
+    assert nobp("fit", *arguments).status == 0
+    assert nobp("fit", "--config=mine.yaml").status == 0
+    assert_same(
+        weights("runs/digits/backprop/version_0/checkpoints/last.ckpt"),
+        weights("runs/mine/version_0/checkpoints/last.ckpt"),
+    )
+
+
+def test_each_run_keeps_its_own_configuration_and_it_repeats_the_run(nobp, quick):
+    for lr in (0.1, 0.01):
+        assert nobp("fit", *DIGITS, *quick, f"--model.optimizer.lr={lr}").status == 0
+    first, second = (Path(f"runs/digits/backprop/version_{k}") for k in (0, 1))
+    for run, lr in ((first, 0.1), (second, 0.01)):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == lr
+        assert json.loads((run / "run.json").read_text())["recipe"] == "digits/backprop"
+    assert nobp("fit", "--config", first / "config.yaml", "--trainer.default_root_dir=again").status == 0
+    [repeated] = set(Path().rglob("last.ckpt")) - {run / "checkpoints" / "last.ckpt" for run in (first, second)}
+    assert_same(weights(repeated), weights(first / "checkpoints" / "last.ckpt"))
+    assert not torch.equal(*(weights(r / "checkpoints/last.ckpt")["network.1.weight"] for r in (first, second)))
+
+
+def test_number_of_classes_and_shape_come_from_the_data(nobp, quick):
+    mine = {
+        "model": {"class_path": "Backprop", "init_args": {"network": "cnn"}},
+        "data": {"class_path": "DigitsDataModule"},
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(mine))
+    assert nobp("fit", "--config", "mine.yaml", *quick).status == 0
+    arguments = checkpoint("runs/mine/version_0/checkpoints/last.ckpt")["hyper_parameters"]
+    assert arguments["num_classes"] == 10
+    assert list(arguments["input_shape"]) == [1, 8, 8]
+
+
+def test_a_rule_without_any_configuration_file(nobp, quick):
+    run = nobp("fit", "--model=Backprop", "--data=DigitsDataModule", *quick)
+    assert run.status == 0, run.err
+    assert Path("runs/Backprop/version_0/config.yaml").is_file()
+
+
+OWN_RULE = """
+from lightning_nobp.rules import Backprop
+
+class Scaled(Backprop):
+    def __init__(self, *, factor: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+"""
+
+
+def test_a_rule_of_the_current_folder_takes_over_what_it_accepts_from_a_recipe(nobp, quick):
+    Path("my_scaled_rule.py").write_text(OWN_RULE)
+    run = nobp("fit", *DIGITS, *quick, "--model", "my_scaled_rule.Scaled", "--model.factor=3")
+    assert run.status == 0, run.err
+    [path] = Path("runs").rglob("last.ckpt")
+    arguments = checkpoint(path)["hyper_parameters"]
+    assert arguments["_class_path"] == "my_scaled_rule.Scaled"
+    assert (arguments["factor"], arguments["loss"]) == (3, "cross_entropy")
+
+
+def test_checkpoints_of_the_users_own_come_on_top(nobp, quick):
+    own = ("--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.filename=own")
+    run = nobp("fit", *DIGITS, *quick, *own)
+    assert run.status == 0, run.err
+    [folder] = Path("runs").rglob("checkpoints")
+    assert {path.name for path in folder.iterdir()} == {"own.ckpt", "last.ckpt", "epoch=0-step=4.ckpt"}
+    assert resolve("best", "digits/backprop", Path("runs")).name == "epoch=0-step=4.ckpt"
+
+
+def test_best_follows_checkpoints_that_moved(nobp, quick):
+    assert nobp("fit", *DIGITS, *quick, "--trainer.max_epochs=2").status == 0
+    before = resolve("best", "digits/backprop", Path("runs"))
+    Path("runs").rename("moved")
+    moved = resolve("best", "digits/backprop", Path("moved"))
+    assert moved == Path("moved") / before.relative_to("runs")
+    assert moved.name.startswith("epoch=")
+
+
+def test_fast_dev_run_leaves_nothing_behind(nobp):
+    run = nobp("fit", *DIGITS, "--trainer.fast_dev_run=true")
+    assert run.status == 0, run.err
+    assert "1, 1" in run.out
+    assert not list(Path().rglob("*"))
+
+
+def test_neither_logger_nor_checkpoints(nobp, quick):
+    off = ("--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    run = nobp("fit", *DIGITS, *quick, *off)
+    assert run.status == 0, run.err
+    assert "checkpoint:" not in run.out
+    assert not list(Path().rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_shipped_loggers_merge_into_a_recipe(nobp, quick, logger):
+    run = nobp("fit", *DIGITS, *quick, "--config", f"loggers/{logger}")
+    assert run.status == 0, run.err
+    folder = Path("runs") / logger / "version_0"
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert list(folder.glob("metrics.csv" if logger == "csv" else "events.out.tfevents*"))
+    assert resolve("last", "digits/backprop", Path("runs")) == folder / "checkpoints" / "last.ckpt"
+
+
+def test_help_names_the_options(nobp):
+    text = nobp("fit", "--help").out
+    assert "--config" in text
+    assert "--ckpt_path" in text
