@@ -14,7 +14,7 @@ class FitSummary(Callback):
     """Print a compact table at the end of fit.
 
     Args:
-        hint: A command to try next, in which ``{ckpt}`` stands for the best checkpoint; None for none.
+        hint: A command to try next, in which ``{run}`` stands for the run's folder; None for none.
     """
 
     def __init__(self, hint: str | None = None) -> None:
@@ -47,7 +47,7 @@ class FitSummary(Callback):
         if checkpoint:
             console.print(f"checkpoint: {checkpoint}", highlight=False)
         if self.hint and checkpoint:
-            console.print(f"next: {self.hint.format(ckpt=checkpoint)}", highlight=False)
+            console.print(f"next: {self.hint.format(run=run_folder(trainer))}", highlight=False)
 
     def _rows(self, trainer: Trainer, rule: LightningModule) -> dict[str, str]:
         seconds = time.perf_counter() - self._start

@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"lightning-nobp {lightning_nobp.__version__}")
         return 0
-    from lightning_nobp.cli.recipes import UnknownNameError
+    from lightning_nobp.cli.recipes import UsageError
 
     try:
         return _run(command)(arguments)
-    except UnknownNameError as error:
+    except UsageError as error:
         print(f"nobp: {error}", file=sys.stderr)
         return 2
 
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str) -> Callable[[list[str]], int]:
     """What carries out a command; imported only now."""
     if command not in _MODULES:
-        from lightning_nobp.cli.recipes import UnknownNameError, nearest
+        from lightning_nobp.cli.recipes import UsageError, nearest
 
-        raise UnknownNameError(f"unknown command {command!r}{nearest(command, _MODULES)}; nobp --help lists them")
+        raise UsageError(f"unknown command {command!r}{nearest(command, _MODULES)}; nobp --help lists them")
     run: Callable[[list[str]], int] = import_module(f"lightning_nobp.cli.{_MODULES[command]}").main
     return run

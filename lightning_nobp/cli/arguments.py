@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_nobp.cli import recipes
-from lightning_nobp.cli.checkpoints import resolve
+from lightning_nobp.cli.checkpoints import resolve, run_of
 from lightning_nobp.cli.index import DATA_MODULES, RULES
 
 RUNS = "runs"
@@ -26,7 +26,7 @@ def prepare(arguments: list[str]) -> Prepared:
         arguments: Subcommand and options.
 
     Raises:
-        UnknownNameError: A recipe, class or checkpoint that does not exist.
+        UsageError: A recipe, class or checkpoint that does not exist.
     """
     split = _split(arguments)
     configs = [value for option, value in split if option in ("-c", "--config")]
@@ -34,6 +34,9 @@ def prepare(arguments: list[str]) -> Prepared:
     model = next((value for option, value in split if option == "--model"), "")
     recipe = _run_name(mains[0]) if mains else model.rpartition(".")[2] or "run"
     root = next((value for option, value in split if option == "--trainer.default_root_dir"), RUNS)
+    if mains and run_of(Path(mains[0])):
+        # The configuration of a run stands for that run.
+        root = str(Path(mains[0]).parent)
     prepared: list[str] = []
     for option, value in split:
         if option in ("-c", "--config"):
@@ -64,13 +67,16 @@ def _split(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _run_name(config: str) -> str:
-    """``digits/backprop`` for that recipe, the stem for a user's own file."""
-    return Path(config).stem if Path(config).is_file() else config.removesuffix(".yaml")
+    """``digits/backprop`` for that recipe and a run's configuration, the stem for a user's own file."""
+    path = Path(config)
+    if path.is_file():
+        return str(run_of(path).get("recipe", path.stem))
+    return config.removesuffix(".yaml")
 
 
 def _check_class(option: str, value: str, known: list[str] | tuple[str, ...]) -> None:
     if value.isidentifier() and value not in known:
-        raise recipes.UnknownNameError(
+        raise recipes.UsageError(
             f"{option}={value}: no such class{recipes.nearest(value, known)}; one of your own is written with its "
             f"module, {option}=my_module.{value}"
         )

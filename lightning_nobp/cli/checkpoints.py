@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from lightning_nobp.cli.recipes import UnknownNameError
+from lightning_nobp.cli.recipes import UsageError
 
 RUN_FILE = "run.json"
 """In the folder of every run: what it is a run of."""
@@ -18,15 +19,21 @@ def resolve(which: str, recipe: str, root: Path) -> Path:
         root: Folder of all runs.
 
     Raises:
-        UnknownNameError: No run of that recipe has a checkpoint.
+        UsageError: No run of that recipe has a checkpoint.
     """
     for run in _runs(recipe, root):
         checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name))
         if checkpoints:
             return (_best(checkpoints[-1]) if which == "best" else None) or checkpoints[-1]
-    raise UnknownNameError(
+    raise UsageError(
         f"--ckpt_path={which}: no run of {recipe!r} under {root} has a checkpoint. Train first, or give a file"
     )
+
+
+def run_of(config: Path) -> dict[str, Any]:
+    """What is noted of the run whose configuration this is; empty if it is no run's."""
+    note = config.with_name(RUN_FILE)
+    return dict(json.loads(note.read_text())) if note.is_file() else {}
 
 
 def _runs(recipe: str, root: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("file", type=Path, help="to write: .pt2 or .onnx")
     options = parser.parse_args(arguments[1:])
+    # A checkpoint may name a user's own classes.
+    sys.path.insert(0, os.getcwd())
     try:
         difference = export(options.checkpoint, options.file)
     except (OSError, ValueError, ImportError) as error:

@@ -12,15 +12,20 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch import callbacks as pl_callbacks
+from lightning.pytorch import loggers as pl_loggers
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 
-import lightning_nobp.datamodules  # noqa: F401  (short class names work for what is imported)
+import lightning_nobp.datamodules  # short class names work for what is imported
+import lightning_nobp.nn
 from lightning_nobp.callbacks import FitSummary, PredictionWriter
 from lightning_nobp.cli.arguments import RUNS, prepare
-from lightning_nobp.cli.recipes import nearest
+from lightning_nobp.cli.recipes import UsageError, nearest
 from lightning_nobp.cli.run_config import RunConfig
 from lightning_nobp.rules import LearningRule
 
@@ -31,28 +36,40 @@ _NOISE = (
     ".*LeafSpec.*is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*anonymous setting has no effect.*",
+    ".*recommended to use `self.log.*sync_dist=True.*",
+    ".*`torch.jit.script` is deprecated.*",
     ".*The dirpath has changed from.*",
     ".*Couldn't infer the batch indices.*",
 )
 """Warnings that a reader cannot act on, or that a recipe has answered."""
 
 
+_SAY_ENOUGH = (MisconfigurationException, FloatingPointError, OSError)
+"""Errors of settings, numbers and files: where in the code they arose tells a user nothing."""
+
+_NOT_SAID = re.compile(
+    r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>"
+    r"|Problem with given class_path|Parser key|Expected a path but"
+)
+"""Lines of the parser's messages that only lead to the one that counts."""
+
+
 class NobpParser(LightningArgumentParser):
     """Says what is wrong in a line or two, with the nearest names."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviated --config would pass by the names of recipes.
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print and exit with status 2."""
+        """Raise a :class:`UsageError`."""
         if not self.exit_on_error:
             # One alternative of several: the caller tries the others.
             super().error(message, ex)
-        print(f"nobp: {self._short(message)}", file=sys.stderr)
-        sys.exit(2)
-
-    def _short(self, message: str) -> str:
         unknown = re.search(r"(?:Option|Key) '([\w.]+)' is not|nrecognized arguments: --([\w.]+)", message)
-        if not unknown:
-            return "\n".join([line for line in message.splitlines() if line.strip()][:12])
-        name = unknown.group(1) or unknown.group(2)
+        raise UsageError(self._unknown(unknown[1] or unknown[2], message) if unknown else _bad_value(message))
+
+    def _unknown(self, name: str, message: str) -> str:
         # Classes are named from the outside in; after "Given value" the arguments are only repeated.
         owners = re.findall(r"class_path[ =]'([\w.]+)'", message.partition("Given value")[0])
         known = _parameters(owners[-1]) if owners else {a.dest.rpartition(".")[2] for a in self._actions}
@@ -60,6 +77,23 @@ class NobpParser(LightningArgumentParser):
         # In a.b.c any part may be the wrong one; the first that no one knows is.
         part = next((p for p in name.split(".") if p not in known), name)
         return f"there is no option {name!r}{of}{nearest(part, known)}"
+
+
+def _bad_value(message: str) -> str:
+    """The option's name and what was wrong with its value, of a message that lists every attempt."""
+    option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    said = dict.fromkeys(line for line in lines if line and not _NOT_SAID.search(line))
+    return (f"{option}: " if option else "") + "\n".join(said) + _nearest_class(message)
+
+
+def _nearest_class(message: str) -> str:
+    """Classes of about the name that could not be imported."""
+    name = re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE)
+    if not name:
+        return ""
+    modules = (torch.optim, torch.optim.lr_scheduler, lightning_nobp.nn, pl_callbacks, pl_loggers)
+    return nearest(name.group(1), {k for module in modules for k, v in vars(module).items() if isinstance(v, type)})
 
 
 def _parameters(class_path: str) -> set[str]:
@@ -88,8 +122,7 @@ class NobpCLI(LightningCLI):
     """
 
     def __init__(self, recipe: str, callbacks: list[Callback] | None = None, run: bool = True) -> None:
-        self.recipe = recipe
-        last = [LastCheckpoint()] if run else []
+        self.recipe, self.callbacks = recipe, callbacks or []
         super().__init__(
             LearningRule,
             LightningDataModule,
@@ -97,7 +130,7 @@ class NobpCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=RunConfig,
             save_config_kwargs={"recipe": recipe},
-            trainer_defaults={"default_root_dir": RUNS, "callbacks": [*(callbacks or []), *last]},
+            trainer_defaults={"default_root_dir": RUNS},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=NobpParser,
@@ -115,43 +148,54 @@ class NobpCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Fill in what depends on other options."""
-        config = self.config if self.subcommand is None else self.config[self.subcommand]
-        trainer = config.trainer
-        if trainer.logger is None and not trainer.fast_dev_run:
-            trainer.logger = self._default_logger(trainer.default_root_dir)
-        if trainer.enable_checkpointing is False:
-            self._parser(self.subcommand).callback_keys.remove("checkpoint")
-            ours = self.trainer_defaults["callbacks"]
-            self.trainer_defaults["callbacks"] = [c for c in ours if not isinstance(c, ModelCheckpoint)]
-        if trainer.enable_progress_bar is not False and "ProgressBar" not in str(trainer.callbacks):
-            # At every batch the bar would cost more than a small network's step.
-            bar = _namespace(
-                class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=_namespace(refresh_rate=10)
-            )
-            trainer.callbacks = [*(trainer.callbacks or []), bar]
-        if self.subcommand == "predict" and config.predictions.path is None and config.ckpt_path:
+        """Say where predictions go, and what is untrained."""
+        if self.subcommand in (None, "fit"):
+            return
+        config = self.config[self.subcommand]
+        if not config.ckpt_path:
+            print("nobp: no --ckpt_path: these are the weights that the rule starts with", file=sys.stderr)
+        elif self.subcommand == "predict" and config.predictions.path is None:
             config.predictions.path = str(_run_of(Path(config.ckpt_path)) / "predictions.csv")
 
-    def _default_logger(self, root: str) -> Namespace | bool:
+    def instantiate_classes(self) -> None:
+        """Build everything.
+
+        Raises:
+            UsageError: A class refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UsageError(_bad_value(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what a run has unless its configuration says otherwise; the configuration stays as it was given."""
+        asked = self._get(self.config_init, "trainer")
+        if asked.logger is None and not asked.fast_dev_run:
+            kwargs["logger"] = self._default_logger(asked.default_root_dir)
+        callbacks = [*_as_list(asked.callbacks), *self.callbacks]
+        if asked.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
+        if asked.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            # At every batch the bar would cost more than a small network's step.
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _default_logger(self, root: str) -> CSVLogger | bool:
         """CSV files, which need no account; what is not training leaves no run behind."""
-        if self.subcommand not in (None, "fit"):
-            return False
-        return _namespace(
-            class_path="lightning.pytorch.loggers.CSVLogger",
-            init_args=_namespace(save_dir=root, name=self.recipe),
-        )
+        return CSVLogger(root, name=self.recipe) if self.subcommand in (None, "fit") else False
 
     def before_fit(self) -> None:
-        """Show at the end of fit what came out, and what to do next."""
-        hint = f"nobp test --config {self.recipe} --ckpt_path {{ckpt}}"
-        self.trainer.callbacks.append(  # type: ignore[attr-defined]
-            FitSummary(hint if "/" in self.recipe else None)
-        )
+        """Keep the last epoch beside the best, and show at the end what came out and what to do next."""
+        more: list[Callback] = [FitSummary("nobp test --config {run}/config.yaml --ckpt_path best")]
+        if self.trainer.checkpoint_callback is not None:
+            # Behind the one that keeps the best, which is the Trainer's own.
+            more.append(LastCheckpoint())
+        self.trainer.callbacks += more  # type: ignore[attr-defined]
 
 
-def _namespace(**values: Any) -> Namespace:
-    return Namespace(**values)  # type: ignore[no-untyped-call]
+def _as_list(callbacks: Callback | list[Callback] | None) -> list[Callback]:
+    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
 
 
 def _attribute(name: str) -> Any:
@@ -181,11 +225,15 @@ def command_line(arguments: list[str]) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out a subcommand of Lightning's command line."""
+    """Carry out a subcommand of Lightning's command line; 1 if the run refuses to go on."""
     prepared = prepare(arguments)
     quieten()
-    with command_line(prepared.arguments):
-        NobpCLI(prepared.recipe)
+    try:
+        with command_line(prepared.arguments):
+            NobpCLI(prepared.recipe)
+    except _SAY_ENOUGH as error:
+        print(f"nobp: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -3,7 +3,9 @@
 import argparse
 import fnmatch
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def main(arguments: list[str]) -> int:
         return show_all(parser.parse_args(arguments[1:]).pattern)
     parser.add_argument("name", help="a recipe, like digits/backprop")
     if arguments[0] == "show":
-        Console().print(recipes.find(parser.parse_args(arguments[1:]).name).read_text(), end="", markup=False)
+        print(recipes.find(parser.parse_args(arguments[1:]).name).read_text(), end="")
         return 0
     parser.add_argument("destination", type=Path, help="a file or a folder")
     options = parser.parse_args(arguments[1:])
@@ -32,16 +34,15 @@ def main(arguments: list[str]) -> int:
 
 def show_all(pattern: str) -> int:
     """Print the rules, and the recipes whose name matches."""
-    console = Console()
+    # In a pipe there is no width to keep to.
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     rules = Table("rule", "what it is", "paper", title="Rules", title_justify="left", box=box.SIMPLE)
     for rule in RULES:
         rules.add_row(rule.name, rule.summary, rule.paper)
     wild = pattern if any(c in pattern for c in "*?[/") else f"*{pattern}*"
     found = fnmatch.filter(recipes.recipe_names(), wild)
     if not found:
-        raise recipes.UnknownNameError(
-            f"no recipe matches {pattern!r}{recipes.nearest(pattern, recipes.recipe_names())}"
-        )
+        raise recipes.UsageError(f"no recipe matches {pattern!r}{recipes.nearest(pattern, recipes.recipe_names())}")
     console.print(rules)
     console.print(_recipe_table(found))
     for number, note in enumerate(_notes(found), 1):
@@ -59,7 +60,7 @@ def _recipe_table(found: list[str]) -> Table:
     table = Table(title="Recipes (nobp fit --config RECIPE)", title_justify="left", box=box.SIMPLE)
     table.add_column("recipe", no_wrap=True)
     table.add_column("rule", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("what it is", overflow="fold")
     for column in ("test", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     known = measured()
@@ -94,6 +95,8 @@ def copy(name: str, destination: Path) -> int:
         with target.open("x") as file:
             file.write(source.read_text())
     except FileExistsError:
-        raise recipes.UnknownNameError(f"{target} exists: give another destination, or remove it first") from None
-    print(f"{target}\nnext: nobp fit --config {target}")
+        raise recipes.UsageError(f"{target} exists: give another destination, or remove it first") from None
+    print(target)
+    if name in recipes.recipe_names():
+        print(f"next: nobp fit --config {target}")
     return 0

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_nobp.callbacks import GradientAlignment
 from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
+from lightning_nobp.cli.recipes import UsageError
 
 ALIGNMENT_EVERY = 50
 """Steps from one measurement of the alignment to the next: about 2 % of the time."""
@@ -86,9 +87,8 @@ def run_in_child(recipe: str, options: list[str], folder: Path, progress: Connec
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
     try:
         progress.send(("done", measure(recipe, options, folder, progress)))
-    except SystemExit:
-        # The parser has printed what is wrong.
-        progress.send(("failed", f"its options are wrong; see {folder / 'log.txt'}"))
+    except UsageError as error:
+        progress.send(("failed", str(error)))
     except BaseException as error:
         traceback.print_exc()
         progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))

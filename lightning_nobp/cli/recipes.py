@@ -11,8 +11,8 @@ EXTRAS = ("loggers", "sweeps")
 """Folders of configurations that are no recipe of their own."""
 
 
-class UnknownNameError(ValueError):
-    """A name that does not exist; the message lists the nearest."""
+class UsageError(ValueError):
+    """What was asked for cannot be done; the message says why, and lists the nearest names."""
 
 
 def folder() -> Path:
@@ -36,7 +36,7 @@ def find(name: str) -> Path:
     """The file of a configuration: an existing path, or the shipped one of that name.
 
     Raises:
-        UnknownNameError: There is neither.
+        UsageError: There is neither.
     """
     path = Path(name)
     if path.is_file():
@@ -44,14 +44,14 @@ def find(name: str) -> Path:
     shipped = folder() / f"{name.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
-    raise UnknownNameError(f"no recipe and no file {name!r}{nearest(name, names())}; nobp list shows all")
+    raise UsageError(f"no recipe and no file {name!r}{nearest(name, names())}; nobp list shows all")
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
     """Recipes that the patterns name, each once: ``digits/*``, ``digits`` for the same, names, files.
 
     Raises:
-        UnknownNameError: A pattern names none.
+        UsageError: A pattern names none.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -61,7 +61,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
             wild = f"{pattern}/*" if pattern in {name.split("/")[0] for name in recipe_names()} else pattern
             matches = fnmatch.filter(recipe_names(), wild)
         if not matches:
-            raise UnknownNameError(f"no recipe matches {pattern!r}{nearest(pattern, recipe_names())}")
+            raise UsageError(f"no recipe matches {pattern!r}{nearest(pattern, recipe_names())}")
         found += [name for name in matches if name not in found]
     return found
 

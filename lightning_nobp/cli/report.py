@@ -95,9 +95,9 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines += [f"{about['date']}, {about['processor']}, {about['threads']} threads, torch {about['torch']}.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
-    lines += [""] + [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]
+    failures = [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]
+    lines += ["", *failures, ""] if failures else [""]
     lines += [
-        "",
         "Seconds are those of training and validation. Peak memory is what training added to the process. Alignment",
         "is the mean cosine between the rule's gradient and backpropagation's.",
         "",

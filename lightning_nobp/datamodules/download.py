@@ -27,7 +27,7 @@ def install(folder: Path, fetch: Callable[[Path], Path], by_hand: str) -> None:
         by_hand: Which files to put where, for whoever has no network.
 
     Raises:
-        RuntimeError: The download failed; says what to do by hand.
+        OSError: The download failed; says what to do by hand.
     """
     # Beside its destination, so that the last step is a rename on one file system.
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-part-", dir=folder.parent))
@@ -37,6 +37,6 @@ def install(folder: Path, fetch: Callable[[Path], Path], by_hand: str) -> None:
             shutil.rmtree(folder)
         os.replace(made, folder)
     except (OSError, RuntimeError, ValueError) as error:
-        raise RuntimeError(f"{folder.name} could not be downloaded ({error}). {by_hand}") from error
+        raise OSError(f"{folder.name} could not be downloaded ({error}). {by_hand}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -369,12 +369,11 @@ class LearningRule(LightningModule):
         self._monitored = state["monitored"]
 
     def _remember_arguments(self, constructor: FrameType) -> None:
-        """Fill ``self.hparams`` with what the constructors on the stack were given, in plain form."""
-        given: dict[str, Any] = {}
-        for arguments in collect_init_args(constructor, [], classes=(HyperparametersMixin,)):
-            given.update(arguments)
+        """Fill ``self.hparams`` with what the outermost constructor was given, in plain form."""
+        frames = collect_init_args(constructor, [], classes=(HyperparametersMixin,))
+        given = frames[-1]
         refuse_opaque(given)
-        self.save_hyperparameters(logger=False, ignore=list(given), frame=constructor)
+        self.save_hyperparameters(logger=False, ignore=[n for names in frames for n in names], frame=constructor)
         # From the command line or a checkpoint every argument is plain already, modules included.
         plain = () if "_class_path" in self.hparams else (plain_arguments(type(self), given),)
         self.save_hyperparameters(*plain, logger=False, frame=constructor)

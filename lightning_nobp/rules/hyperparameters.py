@@ -40,10 +40,14 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: A lambda, a local function or any other object that plain data cannot say.
     """
-    accepted = _accepted(cls)
+    accepted = inspect.signature(cls).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
-        if name not in accepted or any(value is default for default in accepted[name] if callable(default)):
+        if name in accepted:
+            if callable(value) and value is accepted[name].default:
+                continue
+        elif not takes_all:
             continue
         plain[name] = to_plain(value, name)
     return plain | {"_class_path": import_path(cls), "_instantiator": INSTANTIATOR}
@@ -129,15 +133,6 @@ def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     """Parameters of the constructor that ``cls`` itself defines."""
     constructor = vars(cls).get("__init__")
     return {} if constructor is None or cls is object else inspect.signature(constructor).parameters
-
-
-def _accepted(cls: type) -> dict[str, list[Any]]:
-    """Names that the constructors of ``cls`` and its bases take, each with the defaults found on the way."""
-    names: dict[str, list[Any]] = {}
-    for base in cls.__mro__:
-        for name, parameter in _parameters(base).items():
-            names.setdefault(name, []).append(parameter.default)
-    return names
 
 
 def _importable(thing: Any) -> bool:

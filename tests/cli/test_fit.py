@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.checkpoints import resolve
 from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.rules import Backprop
@@ -42,9 +43,35 @@ def rows(path):
 # What follows a training
 
 
+def test_configuration_of_a_run_stands_for_that_run():
+    for version in (0, 1):
+        run = Path(f"runs/digits/backprop/version_{version}")
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / "last.ckpt").touch()
+        (run / "config.yaml").touch()
+        (run / "run.json").write_text(json.dumps({"recipe": "digits/backprop", "started": version}))
+    for config, version in (("digits/backprop", 1), ("runs/digits/backprop/version_0/config.yaml", 0)):
+        prepared = prepare(["test", "--config", config, "--ckpt_path", "last"])
+        assert prepared.recipe == "digits/backprop"
+        assert prepared.arguments[-1] == f"--ckpt_path=runs/digits/backprop/version_{version}/checkpoints/last.ckpt"
+
+
+def test_what_is_not_trained_is_said(nobp):
+    run = nobp("test", *DIGITS, "--trainer.enable_progress_bar=false")
+    assert run.status == 0
+    assert "no --ckpt_path: these are the weights that the rule starts with" in run.err
+
+
+def test_what_the_trainer_must_not_be_given_is_said_without_a_traceback(nobp, quick):
+    run = nobp("fit", *DIGITS, *quick, "--trainer.gradient_clip_val=1")
+    assert run.status == 1
+    assert "--model.gradient_clip_val=1" in run.err
+    assert "Traceback" not in run.err
+
+
 def test_the_command_that_fit_prints_last_tests_what_it_trained(in_trained, nobp):
     command = shlex.split(in_trained.out.rpartition("next: nobp ")[2])
-    assert command[:3] == ["test", *DIGITS]
+    assert command == ["test", "--config", "runs/digits/backprop/version_0/config.yaml", "--ckpt_path", "best"]
     test = nobp(*command)
     assert test.status == 0, test.err
     assert metric(test.out, "test/accuracy") > 0.94

@@ -14,7 +14,7 @@ import lightning_nobp
 import lightning_nobp.datamodules
 import lightning_nobp.rules
 from lightning_nobp.cli import index, listing, recipes
-from lightning_nobp.cli.recipes import UnknownNameError
+from lightning_nobp.cli.recipes import UsageError
 
 DIGITS = ("fit", "--config", "digits/backprop")
 
@@ -36,7 +36,7 @@ def test_patterns_name_recipes_once_and_no_loggers():
     digits = [name for name in recipes.recipe_names() if name.startswith("digits/")]
     assert recipes.expand(["digits"]) == recipes.expand(["digits/*", "digits/backprop"]) == digits
     assert not [name for name in recipes.expand(["*"]) if name.startswith(("loggers/", "sweeps/"))]
-    with pytest.raises(UnknownNameError, match="no recipe matches"):
+    with pytest.raises(UsageError, match="no recipe matches"):
         recipes.expand(["loggers/wandb"])
 
 
@@ -61,6 +61,10 @@ def test_patterns_name_recipes_once_and_no_loggers():
         ([*DIGITS, "--model.network.hidden_dim=[8]"], "lightning_nobp.nn.MLP; did you mean hidden_dims?"),
         ([*DIGITS, "--trainer.max_epohcs=1"], "'trainer.max_epohcs'; did you mean max_epochs"),
         ([*DIGITS, "--modle.engine=autograd"], "'modle.engine'; did you mean mode, model"),
+        (["fit", "--conf=digits/backprop"], "there is no option 'conf'; did you mean config"),
+        ([*DIGITS, "--data.batch_size=0"], "nobp: batch_size=0 must be at least 1"),
+        ([*DIGITS, "--model.loss=hinge"], "model.loss: Expected a typing.Literal['mse', 'cross_entropy']"),
+        ([*DIGITS, "--model.optimizer=Adamm"], "model.optimizer: Expected a dot import path string: Adamm; did you"),
     ],
 )
 def test_mistakes_are_answered_in_a_line_with_the_nearest_names(nobp, arguments, message):

@@ -84,7 +84,7 @@ def test_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatc
         raise RuntimeError("File not found or corrupted.")
 
     monkeypatch.setattr(datasets, "MNIST", broken)
-    with pytest.raises(RuntimeError, match=r"MNIST could not be downloaded \(File not found.*put the unpacked files"):
+    with pytest.raises(OSError, match=r"MNIST could not be downloaded \(File not found.*put the unpacked files"):
         MNISTDataModule(root=str(tmp_path)).prepare_data()
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
 
@@ -260,14 +260,14 @@ def test_tiny_imagenet_is_downloaded_and_unpacked(tmp_path, served_zip):
 
 def test_download_with_another_checksum_is_refused(tmp_path, served_zip, monkeypatch):
     monkeypatch.setattr(tiny_imagenet, "MD5", "0" * 32)
-    with pytest.raises(RuntimeError, match=r"could not be downloaded \(.*hash.*To do it by hand, unpack http"):
+    with pytest.raises(OSError, match=r"could not be downloaded \(.*hash.*To do it by hand, unpack http"):
         TinyImageNetDataModule(root=str(tmp_path / "root")).prepare_data()
     assert [p for p in (tmp_path / "root").iterdir() if p.is_dir()] == []
 
 
 def test_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_imagenet, "URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
-    with pytest.raises(RuntimeError, match=r"tiny-imagenet-200 could not be downloaded.*unpack .* into .*root="):
+    with pytest.raises(OSError, match=r"tiny-imagenet-200 could not be downloaded.*unpack .* into .*root="):
         TinyImageNetDataModule(root=str(tmp_path)).prepare_data()
 
 

@@ -151,6 +151,20 @@ def test_plain_forms():
     assert class_path == "lightning_nobp.nn.sequential"
 
 
+class Linear(Backprop):
+    """A rule that settles some arguments itself."""
+
+    def __init__(self, *, width: int = 4, **kwargs):
+        super().__init__(network=partial(MLP, hidden_dims=(width,)), loss="cross_entropy", **kwargs)
+
+
+def test_subclass_that_settles_arguments_comes_back(tmp_path):
+    rule = Linear(width=5, num_classes=3, input_shape=(1, 2, 3), optimizer=partial(torch.optim.Adam, lr=0.5))
+    again = Linear.load_from_checkpoint(train_and_save(tmp_path, rule))
+    assert torch.equal(weights(again), weights(rule))
+    assert again.configure_optimizers().param_groups[0]["lr"] == 0.5
+
+
 def test_rule_with_default_functions_can_go_to_another_process():
     rule = pickle.loads(pickle.dumps(Backprop(num_classes=3, input_shape=(1, 2, 3))))
     optimizer = rule.configure_optimizers()
