@@ -41,13 +41,18 @@ def write(out: Path, results: list[dict[str, Any]], command: str) -> None:
 def show(results: list[dict[str, Any]], out: Path) -> None:
     """Print the table, what failed and why, and where the files are."""
     console = Console()
-    table = Table(title="Comparison", box=box.SIMPLE_HEAD)
-    table.add_column("recipe", no_wrap=True)
-    for column in ("test accuracy", "seconds", "weights", "peak MiB", "align- ment"):
-        table.add_column(column, justify="right")
+    # Short names: all of it fits into a terminal of 80 columns.
+    table = Table(title="Comparison", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for number, column in enumerate(("recipe", "test", "seconds", "weights", "MiB", "align")):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows(results):
         table.add_row(*row)
     console.print(table)
+    console.print(
+        "test: accuracy; seconds: training and validation; MiB: peak that training added;\n"
+        "align: mean cosine with the gradient of backpropagation",
+        style="dim",
+    )
     for result in results:
         if "error" in result:
             console.print(f"failed: {result['recipe']}, seed {result['seed']}: {result['error']}", markup=False)
