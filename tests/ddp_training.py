@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import backprop, blobs, trainer, weights
@@ -40,13 +41,28 @@ class SaveRank(L.Callback):
         torch.save(result, self.folder / f"rank{trainer.global_rank}of{trainer.world_size}.pt")
 
 
-def train(folder: Path, strategy: str, **kwargs: Any) -> None:
-    """Two epochs; on two processes unless ``strategy`` is 'auto'."""
-    rule = backprop(optimizer=partial(torch.optim.Adam, lr=0.01), **kwargs)
+def train(
+    folder: Path,
+    strategy: str,
+    on_digits: bool = False,
+    save_at: int | None = None,
+    ckpt_path: Path | None = None,
+    **kwargs: Any,
+) -> None:
+    """Two epochs; on two processes unless ``strategy`` is 'auto'. The joined batches are the same."""
     devices = 1 if strategy == "auto" else 2
+    data: L.LightningDataModule = ShardedBlobs()
+    rule = backprop(optimizer=partial(torch.optim.Adam, lr=0.01), **kwargs)
+    if on_digits:
+        torch.manual_seed(0)
+        data = DigitsDataModule(subset=401, val_size=101, batch_size=64 // devices)
+        rule = Backprop(loss="cross_entropy", optimizer=partial(torch.optim.SGD, lr=0.1), **kwargs)
+    callbacks: list[L.Callback] = [SaveRank(folder)]
+    if save_at is not None:
+        callbacks.append(ModelCheckpoint(folder, every_n_train_steps=save_at, save_top_k=-1, filename="{step}"))
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
-    run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
-    run.fit(rule, datamodule=ShardedBlobs())
+    run = trainer(folder, max_epochs=2, callbacks=callbacks, enable_checkpointing=save_at is not None, **settings)
+    run.fit(rule, datamodule=data, ckpt_path=ckpt_path)
 
 
 def load(folder: Path, rank: int, world: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ returns the gradient of the input. Containers compose the pullbacks of their chi
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ def register_vjp(module_type: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
     The decorated function gets ``(layer, x, needs_input_grad)`` and returns ``(y, pullback)``. The pullback gets the
     gradient of ``y``, adds the parameters' gradients by :func:`accumulate_grad` and returns the gradient of ``x``
-    (it may return None where ``needs_input_grad`` is False). It owns the gradient it gets, and may write over it::
+    (it may return None where ``needs_input_grad`` is False). The gradient it gets is in the dtype of ``y`` and its own:
+    it may write over it::
 
         @register_vjp(Scale)
         def scale_vjp(layer, x, needs_input_grad):
@@ -68,15 +69,18 @@ def vjp(module: nn.Module, x: Tensor, needs_input_grad: bool = False) -> tuple[T
         TypeError: No rule is registered for the module.
     """
     y, pullback = _rule_for(module)(module, x, needs_input_grad)
-    return y, torch.no_grad()(pullback)
+    dtype = y.dtype
+    return y, torch.no_grad()(lambda grad: pullback(_owned(grad, dtype)))
 
 
 def check_supported(network: nn.Module, name: str = "network") -> None:
     """Raise ``TypeError`` naming the first layer of ``network`` that :func:`vjp` cannot go through."""
-    _rule_for(network, name)
-    if isinstance(network, nn.Conv2d):
-        _zero_padding(network)
-    if isinstance(network, nn.Sequential | Residual):
+    rule = _rule_for(network, name)
+    if rule is _conv2d:
+        _zero_padding(cast(nn.Conv2d, network), name)
+    if rule is _max_pool2d and network.return_indices:
+        raise TypeError(f"{name} is a MaxPool2d(return_indices=True): only the maximum can go on to the next layer")
+    if rule in (_sequential, _residual):
         for child_name, child in network.named_children():
             check_supported(child, f"{name}.{child_name}")
 
@@ -96,18 +100,31 @@ def accumulate_grad(parameter: Tensor | None, grad: Tensor | None) -> None:
 
 def _rule_for(module: nn.Module, name: str = "network") -> VJPRule:
     kind = type(module)
-    if kind in _RULES:
-        return _RULES[kind]
-    if not parametrize.is_parametrized(module):
+    computed = _has_computed_weights(module)
+    if not computed:
         for base in kind.__mro__:
             # A subclass with its own forward computes something else than its base: it needs a rule of its own.
-            if base in _RULES and kind.forward is base.forward:
+            if base in _RULES and (kind is base or kind.forward is base.forward):
                 return _RULES[base]
-    why = " with a parametrization" if parametrize.is_parametrized(module) else ""
+    why = " with a parametrization" if computed else ""
     raise TypeError(
         f"no vector-Jacobian product is known for layer {name!r}, a {kind.__name__}{why}. Register one with "
         f"@lightning_nobp.nn.register_vjp({kind.__name__}), or let autograd do it: engine='autograd'."
     )
+
+
+def _has_computed_weights(module: nn.Module) -> bool:
+    """Whether a weight is computed from other parameters: by a parametrization, or by the hook of an older form."""
+    return parametrize.is_parametrized(module) or any(
+        isinstance(vars(module).get(name), Tensor) for name in ("weight", "bias")
+    )
+
+
+def _owned(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad`` in the dtype of the output that it belongs to, every entry in memory of its own."""
+    grad = grad.to(dtype)
+    shared = any(stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True))
+    return grad.contiguous() if shared else grad
 
 
 def _trains(parameter: Tensor | None) -> bool:
@@ -116,17 +133,18 @@ def _trains(parameter: Tensor | None) -> bool:
 
 @register_vjp(nn.Sequential)
 def _sequential(module: nn.Sequential, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    pullbacks: list[Pullback] = []
+    pullbacks: list[tuple[Pullback, torch.dtype]] = []
     for child in _in_cheapest_order(module):
         x, pullback = _rule_for(child)(child, x, needs_input_grad)
         needs_input_grad = needs_input_grad or any(p.requires_grad for p in child.parameters())
         # Below the first trainable parameter nothing waits for a gradient.
         if needs_input_grad:
-            pullbacks.append(pullback)
+            pullbacks.append((pullback, x.dtype))
 
     def pull(grad: Tensor | None) -> Tensor | None:
         while pullbacks and grad is not None:
-            grad = pullbacks.pop()(grad)
+            pullback, dtype = pullbacks.pop()
+            grad = pullback(_owned(grad, dtype))
         return grad
 
     return x, pull
@@ -149,10 +167,12 @@ def _in_cheapest_order(module: nn.Sequential) -> list[nn.Module]:
 def _residual(module: Residual, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     y, pull_body = _rule_for(module.body)(module.body, x, needs_input_grad)
     shortcut, pull_shortcut = _rule_for(module.shortcut)(module.shortcut, x, needs_input_grad)
+    dtypes = y.dtype, shortcut.dtype
 
     def pull(grad: Tensor) -> Tensor | None:
         # Each branch owns what it is given, and may write over it.
-        grad_body, grad_shortcut = pull_body(grad.clone()), pull_shortcut(grad)
+        grad_body = pull_body(_owned(grad.clone(), dtypes[0]))
+        grad_shortcut = pull_shortcut(_owned(grad, dtypes[1]))
         return grad_body + grad_shortcut if grad_body is not None and grad_shortcut is not None else None
 
     return y + shortcut, pull
@@ -189,7 +209,7 @@ def _linear(layer: nn.Linear, x: Tensor, needs_input_grad: bool) -> tuple[Tensor
 
 @register_vjp(nn.Conv2d)
 def _conv2d(layer: nn.Conv2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    padding = _zero_padding(layer)
+    padding = _zero_padding(layer, "network")
 
     def pull(grad: Tensor) -> Tensor | None:
         grad_x, grad_weight = formulas.conv2d_vjp(
@@ -211,15 +231,21 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor
     return layer(x), pull
 
 
-def _zero_padding(layer: nn.Conv2d) -> tuple[int, ...]:
+def _zero_padding(layer: nn.Conv2d, name: str) -> tuple[int, ...]:
     if layer.padding_mode != "zeros":
-        raise TypeError(f"Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass")
+        raise TypeError(
+            f"{name} is a Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass; "
+            "register one for a subclass (register_vjp), or let autograd do it: engine='autograd'"
+        )
     if layer.padding == "valid":
         return (0,) * len(layer.kernel_size)
     if layer.padding == "same":
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         if any(t % 2 for t in total):
-            raise TypeError("Conv2d with padding='same' and an even kernel pads unevenly: give the padding as numbers")
+            raise TypeError(
+                f"{name} is a Conv2d with padding='same' and an even kernel, which pads unevenly: give the padding as "
+                "numbers"
+            )
         return tuple(t // 2 for t in total)
     return tuple(int(p) for p in layer.padding)
 
@@ -241,12 +267,18 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, needs_input_g
 
 def _normalise(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Output of a batch normalisation, with the mean and one over the standard deviation that it used."""
+    layer._check_input_dim(x)
     running_mean, running_var = layer.running_mean, layer.running_var
     if not training:
         assert running_mean is not None
         assert running_var is not None
         # Copies: another batch before the pullback may move the layer's buffers.
         return layer(x), running_mean.clone(), torch.rsqrt(running_var + layer.eps)
+    if x.numel() == x.shape[1]:
+        raise ValueError(
+            f"batch normalisation of one value a channel, input {tuple(x.shape)}: it needs larger batches in training; "
+            "leave the last one out if it is small (drop_last=True)"
+        )
     momentum = layer.momentum
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_nobp.rules.synchronisation import is_main_rank, sum_over_ranks
+from lightning_nobp.rules.synchronisation import gather_from_ranks, is_main_rank, sum_over_ranks
 
 
 class GradientAccumulator:
@@ -69,6 +69,10 @@ class GradientAccumulator:
         self._sums = [None if total is None else total * share for total in state["sums"]]
 
 
+_Groups = dict[tuple[str, ...], tuple[Tensor, Tensor]]
+"""Sums and counts of values that come together, by their names."""
+
+
 class RunningMeans:
     """Means of logged values over the samples of an epoch, summed on the device without waiting for it."""
 
@@ -77,44 +81,54 @@ class RunningMeans:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._names: list[str] = []
-        self._sums: Tensor | None = None
-        self._num_samples = 0
+        self._groups: _Groups = {}
 
-    def add(self, values: Mapping[str, Tensor], num_samples: int) -> None:
+    def add(self, values: Mapping[str, Tensor], num_samples: int, only_finite: bool = False) -> None:
         """Take in one batch.
 
         Args:
-            values: Means over the batch, by name; the same names at every call.
+            values: Means over the batch, scalars, by name; each batch may have names of its own.
             num_samples: Samples in the batch.
+            only_finite: Whether to pass over values that are not finite.
         """
         if not values:
             return
-        self._names = list(values)
         row = torch.stack([v.detach() for v in values.values()])
-        sums = torch.zeros(len(row)) if self._sums is None else self._sums
-        self._sums = sums.to(row.device).add_(row, alpha=num_samples)
-        self._num_samples += num_samples
+        row = row.to(torch.promote_types(row.dtype, torch.float32))
+        sums, counts = self._groups.setdefault(tuple(values), (torch.zeros_like(row), torch.zeros_like(row)))
+        if only_finite:
+            counts.add_(row.isfinite(), alpha=num_samples)
+            row = row.nan_to_num(0.0, 0.0, 0.0)
+        else:
+            counts.add_(num_samples)
+        sums.add_(row, alpha=num_samples)
 
     def compute(self) -> dict[str, Tensor]:
         """The means over all ranks."""
-        if self._sums is None:
-            return {}
-        sums = sum_over_ranks(self._sums)
-        count = sum_over_ranks(torch.tensor(self._num_samples, device=sums.device))
-        return dict(zip(self._names, (sums / count).unbind(), strict=True))
+        totals: dict[str, Tensor] = {}
+        for names, (sums, counts) in self._over_ranks().items():
+            for name, total in zip(names, torch.stack([sums, counts]).unbind(1), strict=True):
+                totals[name] = totals[name] + total if name in totals else total
+        return {name: total / count for name, (total, count) in totals.items() if count}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums over all ranks."""
-        return {
-            "names": self._names,
-            "sums": None if self._sums is None else sum_over_ranks(self._sums),
-            "num_samples": int(sum_over_ranks(torch.tensor(self._num_samples))),
-        }
+        groups = [{"names": list(n), "sums": s, "counts": c} for n, (s, c) in self._over_ranks().items()]
+        return {"groups": groups}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take the sums over all ranks back; they count once, on the main rank."""
         share = 1 if is_main_rank() else 0
-        self._names = state["names"]
-        self._sums = None if state["sums"] is None else state["sums"] * share
-        self._num_samples = state["num_samples"] * share
+        self._groups = {
+            tuple(g["names"]): (g["sums"].to(device) * share, g["counts"].to(device) * share) for g in state["groups"]
+        }
+
+    def _over_ranks(self) -> _Groups:
+        """The sums of all ranks, on the CPU; ranks may have seen different names."""
+        local = {names: (sums.cpu(), counts.cpu()) for names, (sums, counts) in self._groups.items()}
+        merged: _Groups = {}
+        for groups in gather_from_ranks(local):
+            for names, (sums, counts) in groups.items():
+                before = merged.get(names)
+                merged[names] = (sums, counts) if before is None else (before[0] + sums, before[1] + counts)
+        return merged

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, ClassVar, Literal, cast, final
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -22,7 +24,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
-from lightning_nobp.rules.synchronisation import average_over_ranks, check_ranks_agree, gather_from_ranks
+from lightning_nobp.rules.synchronisation import (
+    average_gradients,
+    average_over_ranks,
+    check_ranks_agree,
+    gather_from_ranks,
+)
 
 _STATE_KEY = "lightning_nobp"
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
@@ -93,9 +100,11 @@ class LearningRule(LightningModule):
         self._accumulator = GradientAccumulator()
         self._means = RunningMeans()
         self._skipped_steps = 0
-        self._scheduled_epochs = 0
+        self._ended_epochs = 0
         self._monitored: dict[str, float] = {}
-        self._random_states: list[dict[str, Any]] = []
+        self._restored: dict[str, Any] | None = None
+        self._buffers_before: list[Tensor] = []
+        self._is_late = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a subclass that replaces the training step."""
@@ -120,11 +129,21 @@ class LearningRule(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must implement compute_gradients(batch)  (abstract)")
 
     def num_samples(self, batch: Any) -> int:
-        """How many samples a batch holds: its weight in averages. By default the length of its first tensor."""
-        first = batch
-        while not isinstance(first, Tensor):
-            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        """How many samples a batch holds: its weight in averages. By default the length of its first tensor.
+
+        Raises:
+            TypeError: There is no tensor with a length in the batch.
+        """
+        first = _first_tensor(batch)
+        if first is None:
+            raise TypeError(
+                f"a batch of type {type(batch).__name__} has no tensor whose length is its number of samples: override "
+                f"{type(self).__name__}.num_samples(batch)"
+            )
         return len(first)
+
+    def check_batch(self, batch: Any) -> None:
+        """Refuse a batch that the rule cannot learn from; called with the first of every epoch. By default none."""
 
     def global_loss(self, batch: Any) -> Tensor | None:
         """The loss of the whole network on ``batch``, with an autograd graph, to compare gradients with.
@@ -152,13 +171,18 @@ class LearningRule(LightningModule):
     @final
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One batch: gradients, and unless more batches accumulate, one step of the optimizer."""
+        if batch_idx == 0:
+            self.check_batch(batch)
         parameters = self._moved_parameters()
         for parameter in parameters:
             parameter.grad = None
-        values = self.compute_gradients(batch)
+        skips = self.on_nonfinite == "skip"
+        if skips and not self._accumulator.batches:
+            self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
+        values = {name: _scalar(name, value) for name, value in self.compute_gradients(batch).items()}
         num_samples = self.num_samples(batch)
-        self._means.add(values, num_samples)
-        self._log_step(values)
+        self._means.add(values, num_samples, only_finite=skips)
+        self._log_step(values, num_samples)
         loss = values.get("loss")
         mean_loss = loss
         if self.accumulate_grad_batches > 1:
@@ -174,15 +198,22 @@ class LearningRule(LightningModule):
     def _step_optimizer(self, parameters: list[nn.Parameter], loss: Tensor | None) -> None:
         finite = self._is_finite(parameters, loss)
         if not finite:
-            self._skipped_steps += 1
-            for parameter in parameters:
-                parameter.grad = None
+            self._skip(parameters)
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         # Stepping without gradients moves nothing, but counts: global_step advances by one whatever happens.
         optimizer.step()
         if finite:
             self._step_schedulers("step", self.trainer.global_step)
+
+    @torch.no_grad()
+    def _skip(self, parameters: list[nn.Parameter]) -> None:
+        self._skipped_steps += 1
+        for parameter in parameters:
+            parameter.grad = None
+        # Running statistics have seen the same batches.
+        for buffer, before in zip(self.buffers(), self._buffers_before, strict=False):
+            buffer.copy_(before)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip; callbacks have seen the unclipped gradient by now, as in automatic optimization."""
@@ -218,24 +249,36 @@ class LearningRule(LightningModule):
 
     # Logging
 
-    def _log_step(self, values: Mapping[str, Tensor]) -> None:
+    def _log_step(self, values: Mapping[str, Tensor], num_samples: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Logging every step costs as much as a quarter of a small network's step.
         if every and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
-            for name, value in values.items():
+            over_ranks = average_gradients(list(values.values()), num_samples)
+            for name, value in zip(values, over_ranks, strict=True):
                 self.log(f"train/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, move the schedulers, and check that all ranks hold the same parameters."""
-        means = self._means.compute()
+        values = {f"train/{name}_epoch": value for name, value in self._means.compute().items()}
         self._means.reset()
-        for name, value in means.items():
-            self.log(f"train/{name}_epoch", value)
         if self._skipped_steps:
-            self.log("train/skipped_steps", float(self._skipped_steps))
-        self._catch_up_epoch_schedulers(self.current_epoch + 1)
+            values["train/skipped_steps"] = torch.tensor(float(self._skipped_steps))
+        self._log_epoch(values)
+        # Counted here, and so in the checkpoint: a run may stop between an epoch's last batch and its end.
+        self._ended_epochs += 1
+        self._step_schedulers("epoch", self._ended_epochs)
         if self.trainer.world_size > 1:
             check_ranks_agree(dict(self.named_parameters()))
+
+    def _log_epoch(self, values: Mapping[str, Tensor]) -> None:
+        if not self._is_late:
+            for name, value in values.items():
+                self.log(name, value)
+            return
+        # The next epoch has begun: what belongs to the last one cannot wait for its end.
+        ended = {name: float(value) for name, value in values.items()} | {"epoch": self._ended_epochs}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(ended, step=self.trainer.fit_loop.total_batch_idx)
 
     # Optimizer and schedulers
 
@@ -244,9 +287,15 @@ class LearningRule(LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         # Something must be stepped once a batch, or Lightning counts no steps and saves no checkpoints.
         optimizer = self._optimizer_factory(parameters) if parameters else _idle_optimizer()
-        if self._lr is not None:
-            for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise MisconfigurationException(
+                "optimizer=LBFGS evaluates the loss several times a step, but here gets one gradient: take another"
+            )
+        for group in optimizer.param_groups:
+            if self._lr is not None:
                 group["lr"] = self._lr
+            # A checkpoint with a number of numpy's would not load safely.
+            group.update({name: value.item() for name, value in group.items() if isinstance(value, np.generic)})
         if self._scheduler_factory is None:
             return optimizer
         scheduler = {
@@ -292,12 +341,6 @@ class LearningRule(LightningModule):
             f"Logged values: {', '.join(sorted(metrics)) or 'none'}."
         )
 
-    def _catch_up_epoch_schedulers(self, epochs: int) -> None:
-        # Counted here, and so in the checkpoint: a run may stop between an epoch's last batch and its end.
-        while self._scheduled_epochs < epochs:
-            self._scheduled_epochs += 1
-            self._step_schedulers("epoch", self._scheduled_epochs)
-
     # At the door
 
     def configure_callbacks(self) -> list[Callback]:
@@ -326,22 +369,33 @@ class LearningRule(LightningModule):
     # Exact resume
 
     def on_fit_start(self) -> None:
-        """Put the random generators back where the checkpoint left them, before any data is drawn."""
-        if self._random_states:
-            rank = self.trainer.global_rank
-            restore_random_state(self._random_states[min(rank, len(self._random_states) - 1)])
-            self._random_states = []
+        """Start anew, or where the checkpoint left off, before any data is drawn."""
+        state, self._restored = self._restored, None
+        self._accumulator, self._means = GradientAccumulator(), RunningMeans()
+        self._skipped_steps, self._monitored, self._buffers_before = 0, {}, []
+        self._ended_epochs = self.current_epoch
+        if state is None:
+            return
+        self._accumulator.load_state_dict(state["accumulator"])
+        self._means.load_state_dict(state["means"], self.device)
+        self._skipped_steps = state["skipped_steps"]
+        self._ended_epochs = state["ended_epochs"]
+        self._monitored = state["monitored"]
+        random_states = state["random_states"]
+        restore_random_state(random_states[min(self.trainer.global_rank, len(random_states) - 1)])
 
     def on_train_start(self) -> None:
         """Make up for the end of an epoch, if the run was stopped between its last batch and that."""
-        if self._scheduled_epochs >= self.current_epoch:
+        if self._ended_epochs >= self.current_epoch:
             return
         # Lightning counts such an epoch as complete and goes on with the next, without its validation.
         if self.trainer.fit_loop.epoch_loop._should_check_val_epoch():
             self.trainer.validating = True
             self.trainer.fit_loop.epoch_loop.val_loop.run()
             self.trainer.training = True
-        self._catch_up_epoch_schedulers(self.current_epoch)
+        self._is_late = True
+        self.on_train_epoch_end()
+        self._is_late = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that shapes the future, and plain constructor arguments."""
@@ -352,21 +406,14 @@ class LearningRule(LightningModule):
             "accumulator": self._accumulator.state_dict(),
             "means": self._means.state_dict(),
             "skipped_steps": self._skipped_steps,
-            "scheduled_epochs": self._scheduled_epochs,
+            "ended_epochs": self._ended_epochs,
             "monitored": {k: float(v) for k, v in metrics.items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what :meth:`on_save_checkpoint` added."""
-        state = checkpoint.get(_STATE_KEY)
-        if state is None:
-            return
-        self._random_states = state["random_states"]
-        self._accumulator.load_state_dict(state["accumulator"])
-        self._means.load_state_dict(state["means"])
-        self._skipped_steps = state["skipped_steps"]
-        self._scheduled_epochs = state["scheduled_epochs"]
-        self._monitored = state["monitored"]
+        """Keep what :meth:`on_save_checkpoint` added for the start of the fit that is resumed."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._restored = checkpoint.get(_STATE_KEY)
 
     def _remember_arguments(self, constructor: FrameType) -> None:
         """Fill ``self.hparams`` with what the outermost constructor was given, in plain form."""
@@ -381,6 +428,24 @@ class LearningRule(LightningModule):
 
 def _idle_optimizer() -> Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(()), requires_grad=False)], lr=0.0)
+
+
+def _first_tensor(batch: Any) -> Tensor | None:
+    """The first tensor with a length, in tuples, lists and dictionaries."""
+    if isinstance(batch, Tensor):
+        return batch if batch.dim() else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((found for found in map(_first_tensor, parts) if found is not None), None)
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    """A value to log as a tensor without dimensions."""
+    if isinstance(value, int | float):
+        return torch.tensor(float(value))
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise TypeError(f"compute_gradients returned {kind} as {name!r}: a value to log is one number")
+    return value.detach().reshape(())
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

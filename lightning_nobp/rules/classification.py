@@ -1,6 +1,8 @@
 """The base of every rule that trains a classifier."""
 
+import math
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -81,9 +83,37 @@ class ClassificationRule(LearningRule):
     def check_network(self, network: nn.Module) -> None:
         """Refuse a network that the rule cannot train; by default every network is welcome.
 
+        The constructor of this class calls it: a subclass sets what it looks at before ``super().__init__``.
+
         Raises:
             TypeError: Names the layer and what to do about it.
         """
+
+    def check_batch(self, batch: Any) -> None:
+        """Refuse a batch that does not fit the network.
+
+        Args:
+            batch: Inputs ``(batch, *input_shape)`` and class numbers ``(batch,)``.
+
+        Raises:
+            TypeError: It is no pair of tensors.
+            ValueError: Inputs of another size, or targets that are no class numbers.
+        """
+        if not (isinstance(batch, list | tuple) and len(batch) > 1 and all(isinstance(t, Tensor) for t in batch[:2])):
+            raise TypeError(f"{type(self).__name__} learns from batches (inputs, class numbers), not {type(batch)}")
+        x, target = batch[:2]
+        if self.input_shape is not None and x[0].numel() != math.prod(self.input_shape):
+            raise ValueError(
+                f"inputs of shape {tuple(x.shape[1:])} do not fit the network's input_shape={self.input_shape}"
+            )
+        if target.is_floating_point() or target.shape != x.shape[:1]:
+            raise ValueError(
+                f"targets of type {target.dtype} and shape {tuple(target.shape)} are no class numbers: give integers, "
+                f"one a sample"
+            )
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= cast(int, self.num_classes):
+            raise ValueError(f"targets from {low} to {high} do not fit num_classes={self.num_classes}: count from 0")
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(batch, num_classes)`` of inputs ``(batch, *input_shape)``."""
@@ -123,11 +153,11 @@ class ClassificationRule(LearningRule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count one batch into ``val/loss`` and ``val/accuracy``; callbacks get its ``scores``."""
-        return self._evaluate("val", batch)
+        return self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count one batch into ``test/loss`` and ``test/accuracy``; callbacks get its ``scores``."""
-        return self._evaluate("test", batch)
+        return self._evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
         """Class probabilities ``(batch, num_classes)`` of a batch ``x`` or ``(x, target)``."""
@@ -142,9 +172,16 @@ class ClassificationRule(LearningRule):
         """Log the test metrics, over all ranks."""
         self._log_metrics("test")
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        x, target = batch
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        if batch_idx == 0:
+            self.check_batch(batch)
+        x, target = batch[:2]
         scores = self(x)
+        if scores.shape[1:] != (self.num_classes,):
+            raise ValueError(
+                f"the network's scores have shape {tuple(scores.shape)}: num_classes={self.num_classes} asks for "
+                f"({len(x)}, {self.num_classes})"
+            )
         self._metric(stage, "loss").update(self.loss_function(scores, target), weight=len(target))
         self._metric(stage, "accuracy").update(scores, target)
         return {"scores": scores}
@@ -168,6 +205,13 @@ def accuracy(scores: Tensor, target: Tensor) -> Tensor:
 def _network_factory(network: str | NetworkFactory) -> NetworkFactory:
     if not isinstance(network, str):
         return network
-    if network not in PRESETS:
-        raise ValueError(f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path")
-    return PRESETS[network]
+    if network in PRESETS:
+        return PRESETS[network]
+    module, _, name = network.rpartition(".")
+    try:
+        factory = getattr(import_module(module or "lightning_nobp.nn"), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path ({error})"
+        ) from error
+    return cast(NetworkFactory, factory)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +78,9 @@ def to_plain(value: Any, name: str) -> Any:
     Raises:
         TypeError: The value has no plain form.
     """
+    if isinstance(value, np.generic):
+        # Before the plain numbers: some of numpy's are subclasses of them.
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str | Tensor):
         return value
     if isinstance(value, Path):
@@ -86,11 +90,12 @@ def to_plain(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
         return {k: to_plain(v, name) for k, v in value.items()}
     if isinstance(value, nn.Module):
-        return _module_to_plain(value) or OPAQUE + import_path(type(value))
+        plain = None if _is_tied_or_frozen(value) else _module_to_plain(value)
+        return plain or OPAQUE + import_path(type(value))
     if isinstance(value, functools.partial):
         return _partial_to_plain(value, name)
     if callable(value) and hasattr(value, "__qualname__") and _importable(value):
-        return {"class_path": import_path(value)} if inspect.isclass(value) else import_path(value)
+        return _callable_to_plain(value, name)
     raise TypeError(
         f"{name}={value!r} cannot be written to a checkpoint, so the run could not be loaded again. Give a class, "
         "functools.partial(Class, keyword=value) or a function of a module instead of a lambda or local object."
@@ -147,16 +152,37 @@ def _importable(thing: Any) -> bool:
 
 def _partial_to_plain(value: functools.partial[Any], name: str) -> Any:
     # The command line's own partials call a helper with the class as an argument.
-    classes = [part for part in (value.func, *value.args) if inspect.isclass(part) and _importable(part)]
-    target = classes[-1] if classes else value.func
-    if not _importable(target):
-        raise TypeError(
-            f"{name}={value!r} wraps {target!r}, which cannot be imported: define it at the top of a module"
-        )
+    target = next((part for part in value.args if inspect.isclass(part)), value.func)
+    if not (inspect.isclass(target) and _importable(target)):
+        raise TypeError(f"{name}={value!r} wraps {target!r}: give a partial of a class at the top of a module")
+    if value.args and target is value.func:
+        raise TypeError(f"{name}={value!r} has arguments without a name: write functools.partial(Class, keyword=value)")
+    if issubclass(target, nn.Module):
+        untyped = [p.name for p in inspect.signature(target).parameters.values() if p.annotation is p.empty]
+        if untyped:
+            raise TypeError(
+                f"{name}={value!r} could not be loaded again: annotate the types of {', '.join(untyped)} in the "
+                f"constructor of {target.__name__}"
+            )
     return {
         "class_path": import_path(target),
         "init_args": {k: to_plain(v, name) for k, v in value.keywords.items()},
     }
+
+
+def _callable_to_plain(value: Any, name: str) -> Any:
+    if inspect.isclass(value):
+        # Networks are built by calling them with a shape: their constructor need not be annotated.
+        return import_path(value) if issubclass(value, nn.Module) else {"class_path": import_path(value)}
+    if inspect.signature(value).return_annotation is inspect.Signature.empty:
+        raise TypeError(f"{name}={value!r} could not be loaded again: annotate the type that the function returns")
+    return import_path(value)
+
+
+def _is_tied_or_frozen(module: nn.Module) -> bool:
+    """Whether a description of the layers would lose that some are one and the same, or do not train."""
+    every = [id(m) for _, m in module.named_modules(remove_duplicate=False)]
+    return len(every) > len(set(every)) or not all(p.requires_grad for p in module.parameters())
 
 
 def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:

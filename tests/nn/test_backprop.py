@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from lightning_nobp.nn import CNN, MLP, Residual, accumulate_grad, check_supported, register_vjp, vjp
 
@@ -203,3 +203,83 @@ def test_forward_hooks_still_run():
     layer.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     vjp(nn.Sequential(layer, nn.ReLU()), torch.randn(2, 3))
     assert seen == [(2, 3)]
+
+
+HALF = {
+    "mlp": (lambda: MLP((1, 8, 8), 10, (20,), batch_norm=True, activation="gelu"), (1, 8, 8)),
+    "cnn": (lambda: CNN((1, 8, 8), 10, (4, 6), 16, batch_norm=True), (1, 8, 8)),
+    "normalised input": (lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), (6,)),
+    "single precision shortcut": (
+        lambda: nn.Sequential(
+            Residual(nn.Conv2d(2, 2, 3, padding=1)), nn.BatchNorm2d(2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)
+        ),
+        (2, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_gradients_under_autocast_follow_autograd(name):
+    build, shape = HALF[name]
+    network, x = build(), torch.randn(16, *shape)
+    twin = copy.deepcopy(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = twin(x)
+        probe = torch.randn_like(expected)
+        y, pullback = vjp(network, x)
+    (expected * probe).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        pullback(probe.clone())
+    assert y.dtype == expected.dtype
+    ours, theirs = (torch.cat([p.grad.flatten() for p in n.parameters()]) for n in (network, twin))
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.999
+
+
+class GlobalAverage(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def test_gradient_that_shares_memory_is_not_written_over():
+    @register_vjp(GlobalAverage)
+    def average_vjp(layer, x, needs_input_grad):
+        return layer(x), lambda grad: (grad / x[0, 0].numel())[:, :, None, None].expand_as(x)
+
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), GlobalAverage(), nn.Linear(3, 2))
+    assert_same_gradients(network, torch.randn(4, 2, 6, 6, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.random_unstructured(m, "weight", amount=0.5)],
+)
+def test_weights_computed_by_a_hook_are_refused(change):
+    with pytest.raises(TypeError, match=r"network\.0.*Linear with a parametrization"):
+        check_supported(nn.Sequential(change(nn.Linear(3, 3))))
+
+
+def test_maximum_that_returns_its_indices_is_refused():
+    with pytest.raises(TypeError, match=r"network\.0 is a MaxPool2d\(return_indices=True\)"):
+        check_supported(nn.Sequential(nn.MaxPool2d(2, return_indices=True)))
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d(3), (1, 3)), (nn.BatchNorm2d(3), (1, 3, 1, 1))])
+def test_statistics_of_one_value_are_refused_and_leave_the_running_ones(layer, shape):
+    with pytest.raises(ValueError, match=r"one value a channel.*drop_last=True"):
+        vjp(layer, torch.randn(shape))
+    assert layer.running_var.isfinite().all()
+    with pytest.raises(ValueError, match="expected"):
+        vjp(nn.BatchNorm1d(3), torch.randn(2, 3, 4, 5))
+
+
+class Wrapped(nn.Sequential):
+    """A sequence that computes something else, with layers that have no rule."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+def test_registered_rule_answers_for_what_is_inside():
+    register_vjp(Wrapped)(lambda layer, x, needs_input_grad: (layer(x), lambda grad: 2 * grad))
+    check_supported(nn.Sequential(Wrapped(nn.PReLU())))

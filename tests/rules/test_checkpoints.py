@@ -1,9 +1,11 @@
 """A checkpoint rebuilds its rule from itself alone, and loads safely."""
 
+import copy
 import pickle
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
@@ -13,6 +15,20 @@ from toys import backprop, loader, trainer, weights
 from lightning_nobp.nn import CNN, MLP, Residual
 from lightning_nobp.rules import Backprop, LearningRule
 from lightning_nobp.rules.hyperparameters import to_plain
+
+
+def returns_an_optimizer(parameters) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.3)
+
+
+def returns_something(parameters):
+    return torch.optim.Adam(parameters, lr=0.3)
+
+
+class Unannotated(nn.Sequential):
+    def __init__(self, input_shape, num_classes, width=3):
+        super().__init__(nn.Flatten(), nn.Linear(6, width), nn.Linear(width, num_classes))
+
 
 NETWORKS = {
     "preset": "mlp",
@@ -126,7 +142,7 @@ def test_network_that_cannot_be_described_is_asked_for(tmp_path):
     assert torch.equal(weights(again), weights(rule))
 
 
-def local_optimizer(parameters):
+def local_optimizer(parameters) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1)
 
 
@@ -149,6 +165,49 @@ def test_plain_forms():
     assert to_plain(local_optimizer, "o").endswith("local_optimizer")
     class_path = to_plain(nn.Sequential(nn.ReLU()), "n")["class_path"]
     assert class_path == "lightning_nobp.nn.sequential"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"optimizer": partial(torch.optim.SGD, [])}, "arguments without a name"),
+        ({"optimizer": partial(returns_an_optimizer, lr=0.3)}, "a partial of a class"),
+        ({"optimizer": returns_something}, "annotate the type that the function returns"),
+        ({"network": partial(Unannotated, width=4)}, "annotate the types of input_shape, num_classes, width"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_refused_at_once(value, message):
+    with pytest.raises(TypeError, match=message):
+        backprop(**value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"optimizer": returns_an_optimizer},
+        {"network": Unannotated},
+        {"optimizer": partial(torch.optim.SGD, lr=np.float64(0.3)), "gradient_clip_val": np.float32(0.5)},
+    ],
+)
+def test_functions_plain_classes_and_numbers_of_numpy_come_back(tmp_path, value):
+    rule = backprop(**value)
+    again = Backprop.load_from_checkpoint(train_and_save(tmp_path, rule))
+    assert torch.equal(weights(again), weights(rule))
+    if "optimizer" in value:
+        assert again.configure_optimizers().param_groups[0]["lr"] == 0.3
+
+
+@pytest.mark.parametrize("change", ["tied", "frozen"])
+def test_ties_and_frozen_layers_are_not_lost_without_a_word(tmp_path, change):
+    shared = nn.Linear(6, 6)
+    network = nn.Sequential(nn.Flatten(), shared, nn.ReLU(), shared if change == "tied" else nn.ReLU(), nn.Linear(6, 3))
+    if change == "frozen":
+        shared.requires_grad_(False)
+    path = train_and_save(tmp_path, backprop(network=network))
+    with pytest.raises(ValueError, match=r"load_from_checkpoint\(path, network=\.\.\.\)"):
+        Backprop.load_from_checkpoint(path)
+    again = Backprop.load_from_checkpoint(path, network=copy.deepcopy(network))
+    assert torch.equal(weights(again), weights(network))
 
 
 class Linear(Backprop):

@@ -136,6 +136,19 @@ def test_unknown_shape_is_asked_for(tmp_path):
         trainer(tmp_path).fit(rule, loader())
 
 
-@pytest.mark.parametrize("batch", [torch.zeros(5, 2), [torch.zeros(5), 1], {"a": (torch.zeros(5, 1), 2)}])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(5, 2),
+        [torch.zeros(5), 1],
+        {"a": (torch.zeros(5, 1), 2)},
+        {"name": ["a", "b"], "id": 3, "weight": torch.tensor(2.0), "x": torch.zeros(5)},
+    ],
+)
 def test_samples_are_counted_in_any_batch(batch):
     assert LearningRule().num_samples(batch) == 5
+
+
+def test_batch_without_samples_to_count_asks_for_the_method():
+    with pytest.raises(TypeError, match=r"type dict .* override LearningRule\.num_samples"):
+        LearningRule().num_samples({"name": "a", "id": 3})

@@ -1,11 +1,13 @@
 """A run stopped anywhere and resumed equals the run that was not stopped, bit for bit."""
 
+import csv
 from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from toys import trainer, weights
 
@@ -37,9 +39,9 @@ class Noisy(Backprop):
         return values
 
 
-def rule(**kwargs):
+def rule(kind=Noisy, **kwargs):
     L.seed_everything(0, verbose=False)
-    return Noisy(
+    return kind(
         network=partial(MLP, hidden_dims=(16,), dropout=0.2),
         num_classes=10,
         input_shape=(1, 8, 8),
@@ -124,6 +126,81 @@ def test_validation_in_the_middle_of_an_epoch(tmp_path):
     for step in (2, 3, 9):
         [path] = (tmp_path / "whole").glob(f"*step={step}.ckpt")
         assert_equal_runs(run(tmp_path / str(step), ckpt_path=path, **settings), whole)
+
+
+class Solver(Noisy):
+    """Sums over an epoch and settles at its end, as rules in closed form do."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("solved", torch.zeros(4))
+
+    def compute_gradients(self, batch):
+        self.seen += len(batch[0])
+        return super().compute_gradients(batch)
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        self.solved[self.solved.count_nonzero()] = self.seen
+        self.seen.zero_()
+
+
+def losses_by_epoch(folder):
+    with (folder / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        return {row["epoch"]: row["train/loss_epoch"] for row in csv.DictReader(file) if row["train/loss_epoch"]}
+
+
+@pytest.mark.parametrize("step", [5, 10, 12])
+def test_end_of_an_epoch_is_made_up_for_and_logged(tmp_path, step):
+    def fit(folder, every=None, ckpt_path=None):
+        saved = ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1)
+        logger = CSVLogger(folder)
+        made = trainer(folder, max_epochs=4, callbacks=[saved], enable_checkpointing=True, logger=logger)
+        made.fit(rule(Solver), datamodule=data(), ckpt_path=ckpt_path)
+        return made
+
+    whole = fit(tmp_path / "whole", every=1)
+    [path] = (tmp_path / "whole").glob(f"*step={step}.ckpt")
+    resumed = fit(tmp_path / "resumed", ckpt_path=path)
+    assert_equal_runs(resumed, whole)
+    assert torch.equal(resumed.model.solved, torch.full((4,), 300.0))
+    expected = losses_by_epoch(tmp_path / "whole")
+    assert list(expected) == ["0", "1", "2", "3"]
+    found = losses_by_epoch(tmp_path / "resumed")
+    assert found == {epoch: expected[epoch] for epoch in found}
+    assert list(found) == [str(epoch) for epoch in range((step - 1) // 5, 4)]
+
+
+def test_a_second_fit_starts_anew(tmp_path):
+    arguments = {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)}
+    module = rule(**arguments)
+    rates = []
+    for _ in range(2):
+        fit = trainer(tmp_path, max_epochs=3)
+        fit.fit(module, datamodule=data())
+        rates.append(fit.lr_scheduler_configs[0].scheduler.get_last_lr())
+    assert rates[0] == rates[1] == [0.01 * 0.5**3]
+
+
+def test_a_rule_from_a_checkpoint_starts_anew(tmp_path):
+    arguments = {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)}
+    fit = run(tmp_path, max_epochs=3, **arguments)
+    fit.save_checkpoint(tmp_path / "rule.ckpt")
+    again = Noisy.load_from_checkpoint(tmp_path / "rule.ckpt")
+    other = trainer(tmp_path, max_epochs=2)
+    L.seed_everything(5, verbose=False)
+    expected = torch.randn(3)
+    L.seed_everything(5, verbose=False)
+
+    class Draw(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.drawn = torch.randn(3)
+
+    other.callbacks.append(Draw())
+    other.fit(again, datamodule=data())
+    assert torch.equal(other.callbacks[-1].drawn, expected)
+    assert other.lr_scheduler_configs[0].scheduler.get_last_lr() == [0.01 * 0.5**2]
 
 
 def test_batch_norm_statistics_are_part_of_it(tmp_path):

@@ -281,9 +281,89 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert weights(rule).isfinite().all()
 
 
+def test_skipped_step_leaves_running_statistics_and_means_untouched(tmp_path):
+    x, target = blobs().tensors
+    x[20] = math.nan
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    rule = backprop(network=network, on_nonfinite="skip")
+    run = trainer(tmp_path, max_epochs=2)
+    data = torch.utils.data.DataLoader(list(zip(x, target, strict=True)), 16)
+    run.fit(rule, data, loader())
+    assert run.callback_metrics["train/skipped_steps"] == 2
+    assert all(buffer.isfinite().all() for buffer in rule.buffers())
+    assert network[2].num_batches_tracked == 10
+    for name in ("train/loss_epoch", "train/accuracy_epoch", "val/loss"):
+        assert run.callback_metrics[name].isfinite()
+
+
+class Names(Backprop):
+    """Logs other values at every other batch, some of them plain numbers."""
+
+    batches = 0
+
+    def compute_gradients(self, batch):
+        super().compute_gradients(batch)
+        self.batches += 1
+        return {"odd": 1, "always": torch.tensor([2.0])} if self.batches % 2 else {"even": 5.0, "always": 4.0}
+
+
+def test_values_may_come_and_go(tmp_path):
+    run = trainer(tmp_path)
+    run.fit(Names(num_classes=3, input_shape=(1, 2, 3)), loader())
+    assert run.callback_metrics["train/odd_epoch"] == 1
+    assert run.callback_metrics["train/even_epoch"] == 5
+    assert run.callback_metrics["train/always_epoch"] == 3
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), "high"])
+def test_value_that_is_no_number_is_named(tmp_path, value):
+    class Wrong(Backprop):
+        def compute_gradients(self, batch):
+            return super().compute_gradients(batch) | {"height": value}
+
+    with pytest.raises(TypeError, match="'height'"):
+        trainer(tmp_path).fit(Wrong(num_classes=3, input_shape=(1, 2, 3)), loader())
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        (torch.zeros(4, 1, 2, 3), TypeError, r"learns from batches \(inputs, class numbers\)"),
+        ((torch.zeros(4, 1, 2, 4), torch.zeros(4).long()), ValueError, r"\(1, 2, 4\).*input_shape=\(1, 2, 3\)"),
+        ((torch.zeros(4, 1, 2, 3), torch.tensor([0, 1, 2, 3])), ValueError, "targets from 0 to 3.*num_classes=3"),
+        ((torch.zeros(4, 1, 2, 3), torch.tensor([-1, 1, 2, 0])), ValueError, "targets from -1 to 2"),
+        ((torch.zeros(4, 1, 2, 3), torch.zeros(4)), ValueError, "torch.float32.*no class numbers"),
+        ((torch.zeros(4, 1, 2, 3), torch.zeros(4, 3).long()), ValueError, r"shape \(4, 3\).*no class numbers"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "val"])
+def test_first_batch_that_does_not_fit_is_refused(tmp_path, batch, error, message, stage):
+    bad = torch.utils.data.DataLoader([batch], batch_size=None)
+    with pytest.raises(error, match=message):
+        trainer(tmp_path).fit(backprop(), *((bad,) if stage == "train" else (loader(), bad)))
+
+
+def test_network_with_too_many_scores_is_refused(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 5))
+    with pytest.raises(ValueError, match=r"scores have shape \(16, 5\): num_classes=3"):
+        trainer(tmp_path).fit(backprop(network=network), loader(), loader())
+
+
+def test_optimizer_that_evaluates_the_loss_itself_is_refused(tmp_path):
+    with pytest.raises(MisconfigurationException, match="optimizer=LBFGS"):
+        trainer(tmp_path).fit(backprop(optimizer=torch.optim.LBFGS), loader())
+
+
 def test_huge_but_finite_gradients_pass(tmp_path):
-    rule = poisoned(optimizer=partial(torch.optim.SGD, lr=1e-30))
-    rule.value = 1e30
+    class Huge(Poisoned):
+        def compute_gradients(self, batch):
+            values = super().compute_gradients(batch)
+            # Their sum overflows.
+            self.network[1].weight.grad[0, :2] = 3e38
+            return values
+
+    rule = Huge(num_classes=3, input_shape=(1, 2, 3), optimizer=partial(torch.optim.SGD, lr=1e-40))
+    rule.value = 1.0
     run = trainer(tmp_path)
     run.fit(rule, loader())
     assert run.global_step == 6
