@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from lightning_nobp.datamodules.loader import Batch, ResumableLoader
+from lightning_nobp.datamodules.plain import plain
 from lightning_nobp.datamodules.sampler import BatchIndex, EpochBatchSampler
 from lightning_nobp.datamodules.split import stratified_split
 
@@ -115,7 +116,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: str | Path | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
         val_size: int | float = 0.1,
@@ -129,6 +130,9 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # A numpy number overflows where Python's does not, and float32 is no float.
+        batch_size, eval_batch_size, num_workers = plain(batch_size), plain(eval_batch_size), plain(num_workers)
+        val_size, subset, seed = plain(val_size), plain(subset), plain(seed)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -140,6 +144,8 @@ class ImageDataModule(LightningDataModule):
             if size is not None and (size < 0 or (isinstance(size, float) and size > 1)):
                 raise ValueError(f"{name}={size} must be a number of samples, or a fraction from 0.0 to 1.0")
         self.save_hyperparameters(logger=False, ignore=["transforms"])
+        # Lightning collects them from the constructors of subclasses too, which know nothing of the lines above.
+        self.hparams.update(plain(self.hparams))
         self.root = Path(root or os.environ.get("NOBP_DATA", "data"))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.subset = val_size, subset
@@ -193,7 +199,10 @@ class ImageDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a user of the trained network must know; goes into the checkpoint."""
-        return {"mean": list(self.mean), "std": list(self.std), "class_names": list(self.class_names)}
+        state: dict[str, Any] = plain(
+            {"mean": list(self.mean), "std": list(self.std), "class_names": list(self.class_names)}
+        )
+        return state
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled training batches; in order while the Trainer overfits some of them."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_nobp.datamodules.augment import RandomHorizontalFlip, RandomShift
 from lightning_nobp.datamodules.base import ImageDataModule, TensorSource, Transform
-from lightning_nobp.datamodules.download import exclusive, install
+from lightning_nobp.datamodules.download import provide
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -44,9 +44,8 @@ class CIFAR10DataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing."""
-        with exclusive(self.folder):
-            if self.download and not self.folder.is_dir():
-                install(self.folder, self._fetch, self._by_hand())
+        if self.download:
+            provide(self.folder, self.folder.is_dir, self._fetch, self._by_hand())
 
     def load(self, split: str) -> TensorSource:
         """Check and read the batches of a split."""
@@ -67,7 +66,7 @@ class CIFAR10DataModule(ImageDataModule):
         from torchvision.datasets.utils import check_integrity
 
         kind = self._torchvision()
-        for name, md5 in (*kind.train_list, *kind.test_list):
+        for name, md5 in (*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])):
             path = self.folder / name
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing. {self._by_hand()}")

@@ -1,5 +1,6 @@
 """Getting files from elsewhere: one process at a time, all or nothing."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -18,8 +19,38 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def forbids_writing(error: OSError) -> bool:
+    """Whether it says that files may not be written: a read-only file system, or no permission."""
+    return isinstance(error, PermissionError) or error.errno == errno.EROFS
+
+
+def provide(folder: Path, complete: Callable[[], bool], fetch: Callable[[Path], Path], by_hand: str) -> None:
+    """Install ``folder`` unless it is complete; one process does, others wait.
+
+    Args:
+        folder: What to make.
+        complete: Whether there is nothing to do.
+        fetch: See :func:`install`.
+        by_hand: Likewise.
+
+    Raises:
+        OSError: The download failed, or nothing can be written there; says what to do by hand.
+    """
+    # Asked before the lock too: a complete data set may lie where no lock can be made.
+    if complete():
+        return
+    try:
+        with exclusive(folder):
+            if not complete():
+                install(folder, fetch, by_hand)
+    except OSError as error:
+        if forbids_writing(error):
+            raise _failed(folder, error, by_hand) from error
+        raise
+
+
 def install(folder: Path, fetch: Callable[[Path], Path], by_hand: str) -> None:
-    """Make ``folder`` appear complete or not at all.
+    """Make ``folder`` appear complete or not at all; only to be called by the process that has it :func:`exclusive`.
 
     Args:
         folder: What to make.
@@ -29,14 +60,23 @@ def install(folder: Path, fetch: Callable[[Path], Path], by_hand: str) -> None:
     Raises:
         OSError: The download failed; says what to do by hand.
     """
+    prefix = f".{folder.name}-part-"
+    for leftover in folder.parent.iterdir():
+        # Of a killed process: a living one would hold the lock.
+        if leftover.name.startswith(prefix):
+            shutil.rmtree(leftover, ignore_errors=True)
     # Beside its destination, so that the last step is a rename on one file system.
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-part-", dir=folder.parent))
+    part = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         made = fetch(part)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(made, folder)
     except (OSError, RuntimeError, ValueError) as error:
-        raise OSError(f"{folder.name} could not be downloaded ({error}). {by_hand}") from error
+        raise _failed(folder, error, by_hand) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _failed(folder: Path, error: Exception, by_hand: str) -> OSError:
+    return OSError(f"{folder.name} could not be downloaded ({error}). {by_hand}")

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_nobp.datamodules.augment import RandomHorizontalFlip, RandomShift
 from lightning_nobp.datamodules.base import ImageDataModule, ImageSource, TensorSource, Transform
 from lightning_nobp.datamodules.images import FileSource, decode_cached
+from lightning_nobp.datamodules.plain import plain
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 IN_MEMORY_BYTES = 2 * 2**30
@@ -19,7 +20,8 @@ class ImageFolderDataModule(ImageDataModule):
     """Images in ``root/{train,test}/<class>/*``, and if there is one ``root/val/<class>/*``.
 
     Sets of up to 2 GiB of pixels are decoded once into a file under ``root`` and held in memory; larger ones are
-    decoded while they are used, by ``num_workers`` processes.
+    decoded while they are used, by ``num_workers`` processes. Files and folders whose names start with a dot are left
+    out.
 
     Args:
         root: The folder.
@@ -37,7 +39,7 @@ class ImageFolderDataModule(ImageDataModule):
     def __init__(
         self,
         *,
-        root: str = "data",
+        root: str | Path = "data",
         image_size: int | Sequence[int] = 64,
         in_memory: bool | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
@@ -45,6 +47,7 @@ class ImageFolderDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(root=root, **kwargs)
+        image_size = plain(image_size)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height < 1 or width < 1:
             raise ValueError(f"image_size={image_size} must be positive")
@@ -72,7 +75,7 @@ class ImageFolderDataModule(ImageDataModule):
         files: list[Path] = []
         labels: list[int] = []
         for number, name in enumerate(self.class_names):
-            images = sorted(p for p in (self.root / split / name).iterdir() if p.suffix.lower() in SUFFIXES)
+            images = [p for p in _visible(self.root / split / name) if p.suffix.lower() in SUFFIXES]
             if not images:
                 raise FileNotFoundError(f"{self.root / split / name} has no images")
             files += images
@@ -90,7 +93,12 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _classes(self, split: str) -> tuple[str, ...]:
         folder = self.root / split
-        names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir())) if folder.is_dir() else ()
+        names = tuple(p.name for p in _visible(folder) if p.is_dir()) if folder.is_dir() else ()
         if not names:
             raise FileNotFoundError(f"{folder} has no folder a class: images belong in {folder}/<class>/ (root=...)")
         return names
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in ``folder`` in order of the names, without what notebooks and file managers hide there."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_nobp.datamodules.download import exclusive
+from lightning_nobp.datamodules.download import exclusive, forbids_writing
 
 
 class FileSource:
@@ -49,7 +49,7 @@ def decode(path: Path, size: tuple[int, int], resize: bool) -> Tensor:
     try:
         with Image.open(path) as image:
             colour = image.convert("RGB")
-    except OSError as error:
+    except Exception as error:  # Pillow's readers fail with SyntaxError, ValueError and more on a broken file
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if colour.size != (width, height):
         if not resize:
@@ -76,7 +76,8 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
     """All images of a source, decoded once and kept in a file.
 
     The file is written beside its name and renamed, so it is whole or absent; its checksum lies in
-    ``<cache>.sha256`` together with a fingerprint of the image files, and a cache that fits neither is made anew.
+    ``<cache>.sha256`` together with a fingerprint of the image files, and a cache that fits neither is made anew. In a
+    folder that cannot be written to, a cache is read if there is one.
 
     Args:
         source: The image files.
@@ -85,13 +86,20 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
     Returns:
         ``(num_samples, 3, height, width)``, uint8.
     """
+    fingerprint = _fingerprint(source)
     try:
         with exclusive(cache):
-            found = _read(cache, _fingerprint(source))
-            return found if found is not None else _write(decode_all(source), cache, _fingerprint(source))
-    except PermissionError:
-        warnings.warn(f"{cache.parent} is read-only: images are decoded anew in every run", stacklevel=2)
-        return decode_all(source)
+            found = _read(cache, fingerprint)
+            return found if found is not None else _write(decode_all(source), cache, fingerprint)
+    except OSError as error:
+        if not forbids_writing(error):
+            raise
+    # Without the lock: nobody can write here, but a cache that came with the images can be read.
+    found = _read(cache, fingerprint)
+    if found is not None:
+        return found
+    warnings.warn(f"{cache.parent} is read-only: images are decoded anew in every run", stacklevel=2)
+    return decode_all(source)
 
 
 def _fingerprint(source: FileSource) -> str:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from lightning_nobp.datamodules.augment import RandomShift
 from lightning_nobp.datamodules.base import ImageDataModule, TensorSource, Transform
-from lightning_nobp.datamodules.download import exclusive, install
+from lightning_nobp.datamodules.download import provide
 from lightning_nobp.datamodules.idx import read_idx
 
 
@@ -40,9 +40,8 @@ class MNISTDataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing."""
-        with exclusive(self.root / self.dataset):
-            if self.download and not self._complete():
-                install(self.root / self.dataset, self._fetch, self._by_hand())
+        if self.download:
+            provide(self.root / self.dataset, self._complete, self._fetch, self._by_hand())
 
     def load(self, split: str) -> TensorSource:
         """Read both files of a split."""
@@ -52,6 +51,11 @@ class MNISTDataModule(ImageDataModule):
         images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
         if len(images) != len(labels):
             raise ValueError(f"{label_file} has {len(labels)} labels for the {len(images)} images of {image_file.name}")
+        if (labels >= self.num_classes).any():
+            raise ValueError(
+                f"{label_file} has the label {int(labels.max())}, not 0 to {self.num_classes - 1}: "
+                "delete it, it is downloaded again"
+            )
         return TensorSource(images.unsqueeze(1), labels.long())
 
     def augmentation(self) -> Transform:

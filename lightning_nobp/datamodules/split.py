@@ -17,17 +17,24 @@ def stratified_split(labels: Tensor, size: int | float, seed: int, name: str) ->
         Indices of the chosen samples and of the others, each in ascending order.
 
     Raises:
-        ValueError: ``size`` is not between 0 and the number of samples, or smaller than the number of classes.
+        ValueError: ``size`` is not between 0 and the number of samples, or smaller than the number of classes, or a
+            class has a single sample.
     """
     total, count = len(labels), num_chosen(size, len(labels), name)
     everything = torch.arange(total)
     if count in (0, total):
         return everything[:count], everything[count:]
-    num_classes = len(labels.unique())  # type: ignore[no-untyped-call]
+    classes, members = labels.unique(return_counts=True)  # type: ignore[no-untyped-call]
+    num_classes = len(classes)
     if count < num_classes or total - count < num_classes:
         raise ValueError(
             f"{name}={size!r} splits {total} samples into {count} and {total - count}: "
             f"each part needs at least one sample of each of the {num_classes} classes"
+        )
+    if members.min() < 2:
+        raise ValueError(
+            f"{name}={size!r} splits {total} samples, but class number {classes[members.argmin()]} has only one of "
+            "them. Add samples of that class or leave it out (val_size=0 and subset=None split nothing)"
         )
     # Imported here: it takes a second, which a run without a split need not wait.
     from sklearn.model_selection import train_test_split

@@ -9,11 +9,12 @@ from torch import nn
 
 from lightning_nobp.datamodules.augment import RandomHorizontalFlip, RandomShift
 from lightning_nobp.datamodules.base import ImageDataModule, TensorSource, Transform
-from lightning_nobp.datamodules.download import exclusive, install
+from lightning_nobp.datamodules.download import provide
 from lightning_nobp.datamodules.images import FileSource, decode_cached
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+ANNOTATIONS = "val/val_annotations.txt"
 
 
 class TinyImageNetDataModule(ImageDataModule):
@@ -46,15 +47,16 @@ class TinyImageNetDataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing, and decode the images into their cache."""
-        with exclusive(self.folder):
-            if self.download and not self.folder.is_dir():
-                install(self.folder, self._fetch, self._by_hand())
+        if self.download:
+            provide(self.folder, self.folder.is_dir, self._fetch, self._by_hand())
         for split in ("train", "test"):
             self.load(split)
 
     def load(self, split: str) -> TensorSource:
         """Read a split from its cache, or decode it."""
         wnids = self._read("wnids.txt").split()
+        if not wnids:
+            raise ValueError(f"{self.folder / 'wnids.txt'} is empty. {self._by_hand()}")
         words = dict(line.split("\t", 1) for line in self._read("words.txt").splitlines() if "\t" in line)
         self.class_names = tuple(words.get(wnid, wnid) for wnid in wnids)
         numbers = {wnid: number for number, wnid in enumerate(wnids)}
@@ -71,7 +73,10 @@ class TinyImageNetDataModule(ImageDataModule):
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing. {self._by_hand()}")
-        return path.read_text()
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged: it is not UTF-8 text ({error}). {self._by_hand()}") from error
 
     def _train_files(self, numbers: dict[str, int]) -> list[tuple[Path, int]]:
         found: list[tuple[Path, int]] = []
@@ -83,8 +88,8 @@ class TinyImageNetDataModule(ImageDataModule):
         return found
 
     def _test_files(self, numbers: dict[str, int]) -> list[tuple[Path, int]]:
-        annotations = self.folder / "val" / "val_annotations.txt"
-        wnid_of = dict(line.split("\t")[:2] for line in self._read("val/val_annotations.txt").splitlines() if line)
+        annotations = self.folder / ANNOTATIONS
+        wnid_of = self._annotations()
         found = []
         for image in sorted((self.folder / "val" / "images").glob("*.JPEG")):
             if image.name not in wnid_of:
@@ -94,7 +99,27 @@ class TinyImageNetDataModule(ImageDataModule):
             found.append((image, numbers[wnid_of[image.name]]))
         if not found:
             raise FileNotFoundError(f"{self.folder / 'val' / 'images'} has no images. {self._by_hand()}")
+        missing = sorted(wnid_of.keys() - {image.name for image, _ in found})
+        if missing:
+            raise FileNotFoundError(
+                f"{self.folder / 'val' / 'images' / missing[0]} is missing, the first of {len(missing)} images that "
+                f"{annotations} lists and that are not there. {self._by_hand()}"
+            )
         return found
+
+    def _annotations(self) -> dict[str, str]:
+        wnid_of: dict[str, str] = {}
+        for number, line in enumerate(self._read(ANNOTATIONS).splitlines(), 1):
+            if not line.strip():
+                continue
+            image, *rest = line.split("\t")
+            if not rest:
+                raise ValueError(
+                    f"{self.folder / ANNOTATIONS} is damaged: line {number}, {line!r}, is not an image and its class "
+                    f"with a tab between. {self._by_hand()}"
+                )
+            wnid_of[image] = rest[0]
+        return wnid_of
 
     def _fetch(self, part: Path) -> Path:
         import pooch

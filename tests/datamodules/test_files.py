@@ -1,12 +1,15 @@
 """Official formats, whole and damaged, and how files get there."""
 
+import errno
 import functools
 import http.server
 import multiprocessing
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from fake_data import (
     write_idx,
     write_image,
 )
+from PIL import Image
 from torchvision import datasets
 
 from lightning_nobp.datamodules import (
@@ -31,7 +35,7 @@ from lightning_nobp.datamodules import (
     TinyImageNetDataModule,
     tiny_imagenet,
 )
-from lightning_nobp.datamodules.images import FileSource
+from lightning_nobp.datamodules.images import FileSource, decode
 
 
 def everything(data):
@@ -73,6 +77,14 @@ def test_labels_that_do_not_fit_the_images_are_named(tmp_path):
         MNISTDataModule(root=str(tmp_path)).load("train")
 
 
+def test_label_outside_the_classes_is_named(tmp_path):
+    write_idx(make_mnist(tmp_path) / "t10k-labels-idx1-ubyte", np.array([0] * 29 + [10]))
+    data = MNISTDataModule(root=str(tmp_path))
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte has the label 10, not 0 to 9: delete it"):
+        data.load("test")
+    assert data.load("train").labels.max() == 9
+
+
 def test_missing_files_say_where_they_belong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"put the unpacked files train-images-idx3-ubyte.*MNIST/raw.*root="):
         MNISTDataModule(root=str(tmp_path), download=False).load("train")
@@ -90,18 +102,19 @@ def test_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatc
 
 
 def test_killed_download_is_not_taken_as_finished(tmp_path, monkeypatch):
-    """A killed process leaves its temporary folder; the next one starts anew and installs the whole."""
-    (tmp_path / ".MNIST-part-x" / "MNIST" / "raw").mkdir(parents=True)
-    make_mnist(tmp_path / "source")
-
-    def fetch(root, download):
-        make_mnist(Path(root))
-
-    monkeypatch.setattr(datasets, "MNIST", fetch)
+    """A killed process leaves its temporary folder; the next one removes it and installs the whole."""
+    leftover = make_mnist(tmp_path / ".MNIST-part-x", train=7)
+    # Of another data set, which another process may be fetching at this moment.
+    other = make_mnist(tmp_path / ".FashionMNIST-part-x")
+    monkeypatch.setattr(datasets, "MNIST", lambda root, download: make_mnist(Path(root)))
     data = MNISTDataModule(root=str(tmp_path))
-    assert not data._complete()
+    with pytest.raises(FileNotFoundError, match="MNIST is not complete"):
+        data.load("train")
     data.prepare_data()
-    assert data._complete()
+    assert len(everything(data)[1]) == 60
+    assert not leftover.exists()
+    assert other.exists()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [".FashionMNIST-part-x", "MNIST"]
 
 
 def prepare(root, calls):
@@ -152,6 +165,25 @@ def test_damaged_cifar_file_is_named(tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3 is missing.*unpack https://.*cifar-10"):
         CIFAR10DataModule(root=str(tmp_path)).load("train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "num_classes", "name"),
+    [
+        (CIFAR10DataModule, datasets.CIFAR10, 10, "batches.meta"),
+        (CIFAR100DataModule, datasets.CIFAR100, 100, "meta"),
+    ],
+)
+def test_damaged_cifar_class_names_are_named(tmp_path, monkeypatch, kind, source, num_classes, name):
+    patch_cifar(monkeypatch, source, make_cifar(tmp_path, num_classes))
+    data = kind(root=str(tmp_path))
+    path = data.folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"/{name} is damaged: its md5 sum is not"):
+        data.load("test")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"/{name} is missing.*unpack https://.*cifar"):
+        data.load("test")
 
 
 def test_tiny_imagenet(tmp_path):
@@ -215,6 +247,22 @@ def test_damaged_cache_is_noticed(tmp_path):
             "val_4.JPEG cannot be read as an image",
         ),
         (lambda f: (f / "wnids.txt").unlink(), FileNotFoundError, r"wnids.txt is missing.*unpack http"),
+        (lambda f: (f / "wnids.txt").write_text("\n"), ValueError, r"wnids.txt is empty.*unpack http"),
+        (
+            lambda f: (f / "words.txt").write_bytes("n00000000\tcafé\n".encode("latin-1")),
+            ValueError,
+            r"words.txt is damaged: it is not UTF-8 text.*unpack http",
+        ),
+        (
+            lambda f: (f / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn00000000\n\nval_1.JPEG\n"),
+            ValueError,
+            r"val_annotations.txt is damaged: line 3, 'val_1.JPEG', is not an image and its class.*unpack http",
+        ),
+        (
+            lambda f: [(f / "val" / "images" / f"val_{i}.JPEG").unlink() for i in (4, 7)],
+            FileNotFoundError,
+            r"val/images/val_4.JPEG is missing, the first of 2 images that .*val_annotations.txt lists.*unpack http",
+        ),
     ],
 )
 def test_damaged_tiny_imagenet_is_named(tmp_path, damage, error, message):
@@ -312,15 +360,100 @@ def test_image_folder_without_images_says_what_belongs_there(tmp_path):
         ImageFolderDataModule(root=str(tmp_path)).load("test")
 
 
-def test_read_only_folder_decodes_in_memory(tmp_path, monkeypatch):
+def test_hidden_files_and_folders_are_no_classes_and_no_images(tmp_path):
+    make_image_folder(tmp_path)
+    for hidden in (".ipynb_checkpoints/0.jpg", "class_1/._0.jpg"):
+        write_image(tmp_path / "train" / hidden, 200)
+    data = ImageFolderDataModule(root=str(tmp_path), image_size=8)
+    assert data.class_names == ("class_0", "class_1", "class_2")
+    assert len(everything(data)[1]) == 24
+
+
+def test_folder_with_hidden_images_only_has_none(tmp_path):
+    make_image_folder(tmp_path)
+    write_image(tmp_path / "test" / "class_3" / ".0.jpg", 0)
+    write_image(tmp_path / "train" / "class_3" / ".0.jpg", 0)
+    with pytest.raises(FileNotFoundError, match=r"train/class_3 has no images"):
+        ImageFolderDataModule(root=str(tmp_path)).load("train")
+
+
+@pytest.mark.parametrize("error", [SyntaxError, ValueError, EOFError, OSError, Image.DecompressionBombError])
+def test_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch, error):
+    """Whatever the reader of the format fails with."""
+
+    def fail(self, mode):
+        raise error("broken chunk")
+
+    write_image(tmp_path / "x.jpg", 0)
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ValueError, match=r"x\.jpg cannot be read as an image: broken chunk"):
+        decode(tmp_path / "x.jpg", (64, 64), resize=False)
+
+
+def test_broken_png_is_named(tmp_path):
+    path = tmp_path / "x.png"
+    noise = np.random.default_rng(0).integers(256, size=(200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    # Pillow meets the second piece of pixels while it decodes, and raises SyntaxError.
+    head, first, second = path.read_bytes().split(b"IDAT", 2)
+    path.write_bytes(b"IDAT".join([head, first]) + b"\0\0\0\0" + second)
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image: broken PNG file"):
+        decode(path, (200, 200), resize=False)
+
+
+@pytest.fixture(params=[errno.EROFS, errno.EACCES, errno.EPERM])
+def make_read_only(request, monkeypatch):
+    """From its call on no lock can be made, as in a folder that is read-only even for root."""
+
+    def refuse(self, *args, **kwargs):
+        raise OSError(request.param, "refused", self.lock_file)
+
+    return lambda: monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+
+
+def test_read_only_folder_decodes_in_memory(tmp_path, make_read_only):
     make_tiny_imagenet(tmp_path)
-
-    def refuse(folder):
-        raise PermissionError(folder)
-
-    monkeypatch.setattr("lightning_nobp.datamodules.images.exclusive", refuse)
+    make_read_only()
     with pytest.warns(UserWarning, match="read-only"):
         assert len(everything(TinyImageNetDataModule(root=str(tmp_path)))[0]) == 30
+
+
+def test_cache_in_a_read_only_folder_is_used(tmp_path, make_read_only):
+    make_image_folder(tmp_path)
+    data = ImageFolderDataModule(root=str(tmp_path), image_size=8)
+    before, _ = everything(data)
+    make_read_only()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(everything(data)[0], before)
+
+
+def test_other_errors_of_the_disk_are_not_taken_for_a_read_only_folder(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make_tiny_imagenet(tmp_path)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        TinyImageNetDataModule(root=str(tmp_path)).load("train")
+
+
+@pytest.mark.filterwarnings("ignore:.*is read-only")
+def test_complete_data_in_a_read_only_folder_are_prepared(tmp_path, monkeypatch, make_read_only):
+    make_mnist(tmp_path)
+    make_tiny_imagenet(tmp_path)
+    patch_cifar(monkeypatch, datasets.CIFAR10, make_cifar(tmp_path))
+    make_read_only()
+    for kind in (MNISTDataModule, CIFAR10DataModule, TinyImageNetDataModule):
+        data = kind(root=str(tmp_path))
+        data.prepare_data()
+        assert len(everything(data)[1]) > 0
+
+
+def test_missing_data_in_a_read_only_folder_say_what_to_do(tmp_path, make_read_only):
+    make_read_only()
+    with pytest.raises(OSError, match=r"MNIST could not be downloaded \(.*refused.*put the unpacked files"):
+        MNISTDataModule(root=str(tmp_path)).prepare_data()
 
 
 def test_root_comes_from_the_environment(monkeypatch):

@@ -94,6 +94,15 @@ def test_stratified_split_keeps_proportions():
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(100))
 
 
+def test_class_with_a_single_sample_is_named():
+    labels = torch.tensor([0] * 50 + [1] * 50 + [4])
+    with pytest.raises(
+        ValueError, match=r"val_size=0.1 splits 101 samples, but class number 4 has only one.*val_size=0"
+    ):
+        stratified_split(labels, 0.1, 0, "val_size")
+    assert len(stratified_split(labels, 0, 0, "val_size")[1]) == 101
+
+
 def test_shift_moves_every_image_by_its_own_and_nothing_else():
     torch.manual_seed(0)
     images = torch.zeros(64, 2, 9, 9, dtype=torch.uint8)
