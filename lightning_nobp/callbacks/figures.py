@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -17,6 +17,9 @@ from lightning_nobp.rules.synchronisation import sum_over_ranks
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_BINS = 512
+"""Of a histogram that W&B takes."""
+
 
 def log_figure(trainer: Trainer, name: str, figure: "Figure") -> None:
     """Hand a figure to every logger that takes figures; if there is none, write ``<run folder>/figures/*.png``.
@@ -26,7 +29,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure") -> None:
         name: What it shows, like ``val/confusion``.
         figure: A matplotlib figure.
     """
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or _leaves_nothing(trainer):
         return
     taken = [_give_figure(logger, trainer, name, figure) for logger in trainer.loggers]
     if not any(taken):
@@ -40,7 +43,7 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, tuple[Tensor, Tens
         trainer: The running trainer.
         histograms: By name, counts ``(bins,)`` and edges ``(bins + 1,)``.
     """
-    if not trainer.is_global_zero or not histograms:
+    if not trainer.is_global_zero or not histograms or _leaves_nothing(trainer):
         return
     taken = [_give_histograms(logger, trainer, histograms) for logger in trainer.loggers]
     if not any(taken):
@@ -56,10 +59,10 @@ class LogFigures(Callback):
         every_n_epochs: Epochs from one set of figures to the next.
         confusion: Whether to draw the confusion matrix.
         histograms: Whether to draw histograms.
-        bins: Of each histogram.
+        bins: Of each histogram, at most 512.
 
     Raises:
-        ValueError: ``every_n_epochs`` or ``bins`` is not positive.
+        ValueError: ``every_n_epochs`` or ``bins`` is not positive, or there are too many bins.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class LogFigures(Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("bins", bins)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if bins > MOST_BINS:
+            raise ValueError(f"bins={bins} must be at most {MOST_BINS}: W&B takes no histogram with more")
         self.every_n_epochs, self.bins = every_n_epochs, bins
         self.confusion, self.histograms = confusion, histograms
         self._counts: Tensor | None = None
@@ -160,29 +165,27 @@ def histogram_figure(histograms: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure
 
 
 def _give_figure(logger: Logger, trainer: Trainer, name: str, figure: "Figure") -> bool:
-    kind = type(logger).__name__
-    if kind == "WandbLogger":
+    if isinstance(logger, WandbLogger):
         from wandb import Image
 
-        logger.log_metrics({name: Image(figure)}, step=trainer.global_step)  # type: ignore[dict-item]
+        logger.log_metrics({name: Image(figure)}, step=_step(trainer))  # type: ignore[dict-item]
         return True
-    if kind == "TensorBoardLogger":
-        logger.experiment.add_figure(name, figure, trainer.global_step)  # type: ignore[attr-defined]
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(name, figure, _step(trainer))
         return True
     return False
 
 
 def _give_histograms(logger: Logger, trainer: Trainer, histograms: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
-    kind = type(logger).__name__
-    if kind == "WandbLogger":
+    if isinstance(logger, WandbLogger):
         from wandb import Histogram
 
         media = {n: Histogram(np_histogram=(c.numpy(), e.numpy())) for n, (c, e) in histograms.items()}
-        logger.log_metrics(media, step=trainer.global_step)  # type: ignore[arg-type]
+        logger.log_metrics(media, step=_step(trainer))  # type: ignore[arg-type]
         return True
-    if kind == "TensorBoardLogger":
+    if isinstance(logger, TensorBoardLogger):
         for name, (counts, edges) in histograms.items():
-            _add_histogram(logger.experiment, name, counts, edges, trainer.global_step)  # type: ignore[attr-defined]
+            _add_histogram(logger.experiment, name, counts, edges, _step(trainer))
         return True
     return False
 
@@ -202,7 +205,16 @@ def _add_histogram(writer: Any, name: str, counts: Tensor, edges: Tensor, step: 
     )
 
 
+def _step(trainer: Trainer) -> int:
+    """Where metrics are logged at this moment: the batch, of which several may make one step of the optimizer."""
+    return trainer.fit_loop.total_batch_idx
+
+
+def _leaves_nothing(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def _file(trainer: Trainer, name: str) -> Path:
     folder = run_folder(trainer) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name.replace('/', '_')}-step={trainer.global_step}.png"
+    return folder / f"{name.replace('/', '_')}-step={_step(trainer)}.png"

@@ -61,11 +61,15 @@ class FitSummary(Callback):
             rows["train/loss"] = f"{float(loss):.4f} (mean of the last epoch)"
         if self._best is not None:
             rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"
-        rows["run folder"] = str(run_folder(trainer))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rows["run folder"] = str(run_folder(trainer))
         return rows
 
 
 def _checkpoint(trainer: Trainer) -> str:
-    callback = trainer.checkpoint_callback
-    best = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
-    return str(Path(best)) if best else ""
+    """Of the first callback that wrote one: without validation there is no best epoch, but a last one."""
+    for callback in trainer.checkpoint_callbacks:
+        found = getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "")
+        if found:
+            return str(Path(found))
+    return ""

@@ -23,7 +23,7 @@ class GradientAlignment(Callback):
     Backpropagation's gradient is that of ``rule.global_loss`` on the same batches, from the same random state: a
     dropped unit is dropped in both. Training goes on as if nothing had happened, bit for bit. Logged are
     ``alignment/cosine`` and ``alignment/norm_ratio`` over all parameters, and ``alignment/cosine/<parameter>``,
-    ``alignment/norm_ratio/<parameter>``.
+    ``alignment/norm_ratio/<parameter>``. A step that moves nothing (``on_nonfinite='skip'``) is not measured.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next; each costs about one step of
@@ -67,6 +67,8 @@ class GradientAlignment(Callback):
             return
         assert isinstance(pl_module, LearningRule)
         named = {n: p for n, p in pl_module.named_parameters() if p.requires_grad}
+        if all(p.grad is None for p in named.values()):
+            return  # A step that was skipped.
         written = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in named.values()]
         references = self._backprop(pl_module, list(named.values()), pending)
         if references is None:

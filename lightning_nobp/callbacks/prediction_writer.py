@@ -3,6 +3,7 @@
 import csv
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from lightning_nobp.rules.synchronisation import gather_from_ranks
 class PredictionWriter(BasePredictionWriter):
     """Write what ``trainer.predict`` finds: one row a sample, in the order of the data set.
 
-    Columns: ``index``, ``prediction`` (the likeliest class), ``target`` where the data know it, and
+    Columns: ``index`` (the sample's number in the data set; left out, with a warning, where several processes share
+    a loader that does not say it), ``prediction`` (the likeliest class), ``target`` where the data know it, and
     ``probability_0``, ``probability_1``, ... The file appears complete or not at all; several processes write one.
 
     Args:
@@ -63,27 +65,53 @@ class PredictionWriter(BasePredictionWriter):
         """Gather the rows of all processes and write them."""
         probabilities = torch.cat([p.float().cpu() for p in predictions])
         targets = torch.cat(self._targets) if self._targets else None
-        parts = gather_from_ranks((_indices(trainer, len(probabilities)), probabilities, targets))
+        indices = _indices(trainer, batch_indices, len(probabilities))
+        parts = gather_from_ranks((indices, probabilities, targets))
         if not trainer.is_global_zero:
             return
-        order = torch.cat([p[0] for p in parts]).argsort()
-        columns: dict[str, Tensor] = {"index": torch.cat([p[0] for p in parts])[order]}
-        probabilities = torch.cat([p[1] for p in parts])[order]
-        columns["prediction"] = probabilities.argmax(-1)
-        if targets is not None:
-            columns["target"] = torch.cat([p[2] for p in parts])[order]
-        columns |= {f"probability_{k}": probabilities[:, k] for k in range(probabilities.shape[1])}
+        columns = _columns(parts)
         path = Path(self.path) if self.path is not None else run_folder(trainer) / "predictions.csv"
         _write(path, columns)
-        print(f"{len(order)} predictions: {path}")
+        print(f"{len(columns['prediction'])} predictions: {path}")
 
 
-def _indices(trainer: Trainer, count: int) -> Tensor:
-    """Numbers of this process's samples in the data set."""
+def _indices(trainer: Trainer, batch_indices: Any, count: int) -> Tensor | None:
+    """Numbers of this process's samples in the data set; None if nobody knows them."""
+    # Lightning notes them by loader and batch, for those loaders whose sampler it could wrap.
+    noted = [sample for batches in batch_indices for batch in batches for sample in batch]
+    if len(noted) == count:
+        return torch.tensor(noted)
     sampler = getattr(trainer.predict_dataloaders, "batch_sampler", None)
-    if not isinstance(sampler, EpochBatchSampler):
-        return torch.arange(count)
-    return torch.tensor(sampler.indices()[:count])
+    if isinstance(sampler, EpochBatchSampler):
+        return torch.tensor(sampler.indices()[:count])
+    return torch.arange(count) if trainer.world_size == 1 else None
+
+
+def _columns(parts: Sequence[tuple[Tensor | None, Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """The table, of what each process found: indices, probabilities and targets."""
+    indices, probabilities, targets = (_join(column) for column in zip(*parts, strict=True))
+    assert probabilities is not None
+    columns: dict[str, Tensor] = {}
+    order = torch.arange(len(probabilities))
+    if indices is None:
+        warnings.warn(
+            "the predictions have no column 'index': their loader does not say which samples it gives to which "
+            "process. Predict on one process, or with a DataLoader or a data module of this package",
+            stacklevel=2,
+        )
+    else:
+        order = indices.argsort()
+        columns["index"] = indices[order]
+    probabilities = probabilities[order]
+    columns["prediction"] = probabilities.argmax(-1)
+    if targets is not None:
+        columns["target"] = targets[order]
+    return columns | {f"probability_{k}": probabilities[:, k] for k in range(probabilities.shape[1])}
+
+
+def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(known) if len(known) == len(tensors) else None
 
 
 def _write(path: Path, columns: dict[str, Tensor]) -> None:

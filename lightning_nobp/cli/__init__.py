@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0, 1 if something failed, 2 if the arguments are wrong.
+        The exit status: 0, 1 if something failed, 2 if the arguments are wrong, 130 if a comparison was interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"

@@ -1,14 +1,22 @@
 """Arguments of ``nobp`` before Lightning's command line sees them."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_nobp.cli import recipes
-from lightning_nobp.cli.checkpoints import resolve, run_of
+from lightning_nobp.cli.checkpoints import resolve, resolve_in, run_of
 from lightning_nobp.cli.index import DATA_MODULES, RULES
 
 RUNS = "runs"
 """Folder of all runs, unless ``--trainer.default_root_dir`` says otherwise."""
+
+_SAVE_DIR = ("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")
+
+_WITH_VALUE = (
+    *("-c", "--config", "--ckpt_path", "--model", "--data", "--trainer.default_root_dir", "--trainer.logger"),
+    *_SAVE_DIR,
+)
+"""Options that are looked at here, and so must be told from their values."""
 
 
 class Prepared(NamedTuple):
@@ -33,16 +41,14 @@ def prepare(arguments: list[str]) -> Prepared:
     mains = [c for c in configs if c.split("/")[0] not in recipes.EXTRAS or Path(c).is_file()]
     model = next((value for option, value in split if option == "--model"), "")
     recipe = _run_name(mains[0]) if mains else model.rpartition(".")[2] or "run"
-    root = next((value for option, value in split if option == "--trainer.default_root_dir"), RUNS)
-    if mains and run_of(Path(mains[0])):
-        # The configuration of a run stands for that run.
-        root = str(Path(mains[0]).parent)
     prepared: list[str] = []
     for option, value in split:
         if option in ("-c", "--config"):
             value = str(recipes.find(value))
         elif option == "--ckpt_path" and value in ("best", "last"):
-            value = str(resolve(value, recipe, Path(root)))
+            # The configuration of a run stands for that run.
+            of_run = mains and run_of(Path(mains[0]))
+            value = str(resolve_in(value, Path(mains[0]).parent) if of_run else resolve(value, recipe, _roots(split)))
         elif option == "--model":
             _check_class(option, value, [rule.name for rule in RULES])
         elif option == "--data":
@@ -59,11 +65,50 @@ def _split(arguments: list[str]) -> list[tuple[str, str]]:
         option, equals, value = argument.partition("=")
         if equals and option.startswith("-"):
             pairs.append((option, value))
-        elif argument in ("-c", "--config", "--ckpt_path", "--model", "--data", "--trainer.default_root_dir"):
+        elif argument in _WITH_VALUE:
             pairs.append((argument, next(waiting, "")))
         else:
             pairs.append(("", argument))
     return pairs
+
+
+def _roots(split: list[tuple[str, str]]) -> list[Path]:
+    """Where the runs lie: in the Trainer's folder, or in that of its loggers."""
+    root: Any = RUNS
+    loggers: list[Any] = []
+    for option, value in split:
+        if option in ("-c", "--config"):
+            trainer = _trainer_of(recipes.find(value))
+            root = trainer.get("default_root_dir") or root
+            loggers = _save_dirs(trainer["logger"], loggers) if "logger" in trainer else loggers
+        elif option == "--trainer.default_root_dir":
+            root = value
+        elif option in _SAVE_DIR:
+            loggers = [value]
+        elif option == "--trainer.logger" and value.lower() in ("false", "null"):
+            loggers = []
+    return [Path(folder) for folder in (root, *loggers)]
+
+
+def _trainer_of(config: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(config.read_text())
+    except yaml.YAMLError:
+        return {}  # What is wrong with it, the parser will say.
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    return trainer if isinstance(trainer, dict) else {}
+
+
+def _save_dirs(logger: Any, before: list[Any]) -> list[Any]:
+    """Folders of one logger or several; one that does not say it keeps what it was told before."""
+    if isinstance(logger, list):
+        return [folder for one in logger for folder in _save_dirs(one, [])]
+    if not isinstance(logger, dict):
+        return []
+    folder = (logger.get("init_args") or {}).get("save_dir")
+    return [folder] if folder else before
 
 
 def _run_name(config: str) -> str:

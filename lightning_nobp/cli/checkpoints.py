@@ -1,33 +1,50 @@
 """``--ckpt_path best`` and ``last`` in a new process."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning_nobp.cli.recipes import UsageError
 
 RUN_FILE = "run.json"
-"""In the folder of every run: what it is a run of."""
+"""In the folder of a run that ``best`` and ``last`` may mean: what it is a run of."""
 
 
-def resolve(which: str, recipe: str, root: Path) -> Path:
+def resolve(which: str, recipe: str, roots: Iterable[Path]) -> Path:
     """The checkpoint of the newest run of a recipe that has one; the run may have been killed.
 
     Args:
         which: ``'best'`` or ``'last'``.
         recipe: Name of the runs.
-        root: Folder of all runs.
+        roots: Folders below which runs lie.
 
     Raises:
         UsageError: No run of that recipe has a checkpoint.
     """
-    for run in _runs(recipe, root):
-        checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name))
-        if checkpoints:
-            return (_best(checkpoints[-1]) if which == "best" else None) or checkpoints[-1]
+    roots = list(dict.fromkeys(roots))
+    for run in _runs(recipe, roots):
+        if found := _checkpoint(which, run):
+            return found
     raise UsageError(
-        f"--ckpt_path={which}: no run of {recipe!r} under {root} has a checkpoint. Train first, or give a file"
+        f"--ckpt_path={which}: no run of {recipe!r} under {' or '.join(map(str, roots))} has a checkpoint. "
+        "Train first, or give a file"
     )
+
+
+def resolve_in(which: str, run: Path) -> Path:
+    """The checkpoint of one run.
+
+    Args:
+        which: ``'best'`` or ``'last'``.
+        run: The run's folder.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if found := _checkpoint(which, run):
+        return found
+    raise UsageError(f"--ckpt_path={which}: the run {run} has no checkpoint. Train first, or give a file")
 
 
 def run_of(config: Path) -> dict[str, Any]:
@@ -36,14 +53,21 @@ def run_of(config: Path) -> dict[str, Any]:
     return dict(json.loads(note.read_text())) if note.is_file() else {}
 
 
-def _runs(recipe: str, root: Path) -> list[Path]:
+def _runs(recipe: str, roots: Iterable[Path]) -> list[Path]:
     """Folders of the recipe's runs, newest first."""
-    found = []
-    for note in root.rglob(RUN_FILE):
+    found = set()
+    for note in (note for root in roots for note in root.rglob(RUN_FILE)):
         run = json.loads(note.read_text())
         if run["recipe"] == recipe:
-            found.append((run["started"], note.parent))
+            found.add((run["started"], note.parent))
     return [run for _, run in sorted(found, reverse=True)]
+
+
+def _checkpoint(which: str, run: Path) -> Path | None:
+    checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name))
+    if not checkpoints:
+        return None
+    return (_best(checkpoints[-1]) if which == "best" else None) or checkpoints[-1]
 
 
 def _best(newest: Path) -> Path | None:

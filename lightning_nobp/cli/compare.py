@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import re
 import shlex
+import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +29,7 @@ class Run(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out ``nobp compare``; 1 if a recipe failed."""
+    """Carry out ``nobp compare``; 1 if a recipe failed, 130 if it was interrupted."""
     options = _parser().parse_args(arguments[1:])
     chosen = recipes.expand(options.recipes)
     out = options.out or Path(RUNS) / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -37,12 +39,19 @@ def main(arguments: list[str]) -> int:
         for recipe in chosen
         for k in range(options.seeds)
     ]
-    results = _run_all(runs, _overrides(options), options.max_time)
+    results: list[dict[str, Any]] = []
+    try:
+        _run_all(runs, _overrides(options), options.max_time, results)
+    except KeyboardInterrupt:
+        # What is finished took its time: it is kept.
+        print(f"nobp: interrupted, {len(results)} of {len(runs)} runs are finished", file=sys.stderr)
     from lightning_nobp.cli import report
 
     command = "nobp " + shlex.join(arguments)
-    report.write(out, results, command)
+    report.write(out, results, command, len(runs))
     report.show(results, out)
+    if len(results) < len(runs):
+        return 130
     if options.record:
         record(results, command, options.note)
     return 1 if any("error" in r for r in results) else 0
@@ -59,12 +68,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="nobp compare", description="Train recipes one after another and compare them in a table and a picture."
     )
     parser.add_argument("recipes", nargs="+", help="names, patterns ('mnist/*'), data sets (digits) or files")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each, with the seeds 0, 1, ... (default 1)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
-    parser.add_argument("--max_time", type=_duration, help="longest training of each run, as HH:MM:SS or DD:HH:MM:SS")
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default {RUNS}/compare/<time>)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option for all, like trainer.max_epochs=3"
+        "--seeds", type=_at_least(1), default=1, help="runs of each, with the seeds 0, 1, ... (default 1)"
+    )
+    parser.add_argument("--first-seed", type=_at_least(0), default=0, help="the first of them (default 0)")
+    parser.add_argument("--max_time", type=_duration, help="longest training of each run, as HH:MM:SS or DD:HH:MM:SS")
+    parser.add_argument("--out", type=_new_folder, help=f"folder of the results (default {RUNS}/compare/<time>)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="an option for all, like trainer.max_epochs=3",
     )
     parser.add_argument("--record", action="store_true", help="note the results for `nobp list`")
     parser.add_argument("--note", help="what a reader of the noted results must know, like other data")
@@ -78,6 +94,29 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     return found
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} on")
+        return int(text)
+
+    return number
+
+
+def _new_folder(text: str) -> Path:
+    path = Path(text)
+    for part in (path, *path.parents):
+        if part.is_file():
+            raise argparse.ArgumentTypeError(f"{str(part)!r} is a file, not a folder")
+    return path
+
+
+def _setting(text: str) -> str:
+    if not text.partition("=")[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, like trainer.max_epochs=3")
+    return text
+
+
 def _duration(text: str) -> str:
     """DD:HH:MM:SS, as the Trainer takes it."""
     if not re.fullmatch(r"(\d+:)?\d+:\d+:\d+", text):
@@ -85,15 +124,14 @@ def _duration(text: str) -> str:
     return f"00:{text}" if text.count(":") == 2 else text
 
 
-def _run_all(runs: list[Run], overrides: list[str], max_time: str | None) -> list[dict[str, Any]]:
-    """Results in the order of the runs; a run that failed has ``error`` among them."""
+def _run_all(runs: list[Run], overrides: list[str], max_time: str | None, results: list[dict[str, Any]]) -> None:
+    """Add to ``results`` as each run ends, in the order of the runs; one that failed has ``error`` among them."""
     context = multiprocessing.get_context(_start_method())
     if context.get_start_method() == "forkserver":
         # Imports are paid once, and every run starts from the same process image.
         context.set_forkserver_preload(
             ["lightning_nobp.cli.measured_run", "sklearn.datasets", "sklearn.model_selection", "torchvision"]
         )
-    results = []
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -107,7 +145,6 @@ def _run_all(runs: list[Run], overrides: list[str], max_time: str | None) -> lis
             progress.advance(total)
             if not console.is_terminal:
                 console.print(f"{run.recipe}, seed {run.seed}: {state}", markup=False)
-    return results
 
 
 def _run_one(
@@ -126,6 +163,9 @@ def _run_one(
     except EOFError:
         child.join()
         return {"error": f"ended with exit code {child.exitcode}; see {run.folder / 'log.txt'}"}
+    except KeyboardInterrupt:
+        child.kill()
+        raise
     finally:
         # A run that is done may still be cleaning up; one that hangs never is.
         child.join(10)

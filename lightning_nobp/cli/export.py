@@ -8,11 +8,29 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_nobp.rules import ClassificationRule
+
+
+class Scores(nn.Module):
+    """What a rule answers, where that is more than its network.
+
+    Args:
+        rule: Whose :meth:`~lightning_nobp.rules.ClassificationRule.forward` is called.
+    """
+
+    def __init__(self, rule: ClassificationRule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rule's scores."""
+        scores: Tensor = self.rule(x)
+        return scores
 
 
 def main(arguments: list[str]) -> int:
@@ -35,17 +53,18 @@ def main(arguments: list[str]) -> int:
 
 
 def export(checkpoint: Path, file: Path) -> float:
-    """Write the network of a checkpoint, in evaluation mode, for batches of any size.
+    """Write what gives a checkpoint's scores, in evaluation mode, for batches of any size.
 
-    A ``.pt2`` file holds the extra file ``lightning_nobp.json``: input shape, and the mean and standard deviation
-    with which the inputs were normalised.
+    That is the network, or the rule's own ``forward`` where it has one, in the dtype of the checkpoint's weights. A
+    ``.pt2`` file holds the extra file ``lightning_nobp.json``: input shape and dtype, and the mean and standard
+    deviation with which the inputs were normalised.
 
     Args:
         checkpoint: Of a :class:`~lightning_nobp.rules.ClassificationRule`.
         file: ``.pt2`` (torch.export) or ``.onnx``.
 
     Returns:
-        The largest absolute difference between the scores of the file and those of the network.
+        The largest absolute difference between the scores of the file and those of the rule.
 
     Raises:
         ValueError: Another suffix, or a file that is no checkpoint of such a rule.
@@ -55,14 +74,15 @@ def export(checkpoint: Path, file: Path) -> float:
     if file.suffix not in writers:
         raise ValueError(f"{file}: the file must end in .pt2 (torch.export) or .onnx")
     rule, content = _load(checkpoint)
-    network = rule.built_network().eval()
     if rule.input_shape is None:
         raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")
-    x = torch.randn(3, *rule.input_shape, dtype=next(iter(network.parameters())).dtype)
+    plain = type(rule).forward is ClassificationRule.forward
+    network = (rule.built_network() if plain else Scores(rule)).eval()
+    x = torch.randn(3, *rule.input_shape, dtype=_dtype(content))
     file.parent.mkdir(parents=True, exist_ok=True)
     scores = writers[file.suffix](network, x, file, _about(rule, content))
     with torch.no_grad():
-        return float((scores - network(x)).abs().max())
+        return float((scores.double() - rule.eval()(x).double()).abs().max())
 
 
 def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
@@ -71,6 +91,8 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
     try:
         content = torch.load(checkpoint, weights_only=True, map_location="cpu")
         rule = LightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
+        # Built and filled in float32, whatever the run's precision was.
+        rule.to(_dtype(content)).load_state_dict(content["state_dict"], strict=rule.strict_loading)
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise
         raise ValueError(f"{checkpoint} cannot be loaded as a checkpoint of a rule: {error}") from error
     if not isinstance(rule, ClassificationRule):
@@ -78,10 +100,16 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
     return rule, content
 
 
+def _dtype(content: dict[str, Any]) -> torch.dtype:
+    """That of a checkpoint's weights."""
+    return next((v.dtype for v in content["state_dict"].values() if v.is_floating_point()), torch.float32)
+
+
 def _about(rule: ClassificationRule, content: dict[str, Any]) -> dict[str, Any]:
     """What a user of the file must know."""
     about: dict[str, Any] = {
         "input_shape": rule.input_shape,
+        "dtype": str(_dtype(content)).removeprefix("torch."),
         "num_classes": rule.num_classes,
         "rule": type(rule).__name__,
     }
@@ -119,5 +147,14 @@ def _write_onnx(network: nn.Module, x: Tensor, file: Path, about: dict[str, Any]
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
     onnx.save(model, file)
     session = onnx.reference.ReferenceEvaluator(model)
-    [scores] = session.run(None, {model.graph.input[0].name: x.numpy()})
-    return torch.from_numpy(scores)
+    [scores] = session.run(None, {model.graph.input[0].name: _to_numpy(x)})
+    # numpy's own types have no bfloat16.
+    return torch.from_numpy(np.asarray(scores).astype("float64"))
+
+
+def _to_numpy(x: Tensor) -> Any:
+    if x.dtype is not torch.bfloat16:
+        return x.numpy()
+    import ml_dtypes  # comes with onnxscript
+
+    return x.float().numpy().astype(ml_dtypes.bfloat16)

@@ -5,11 +5,13 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_nobp.callbacks import GradientAlignment
 from lightning_nobp.cli.arguments import prepare
@@ -111,8 +113,7 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
     before = _peak_bytes()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     peak = _peak_bytes() - before
-    best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "") or None
-    [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
+    tested = _test(cli)
     return {
         "test_accuracy": tested.get("test/accuracy"),
         "test_loss": tested.get("test/loss"),
@@ -124,6 +125,15 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
         "alignment": alignment.mean_cosine,
         "curve": curve.points,
     }
+
+
+def _test(cli: NobpCLI) -> Mapping[str, float]:
+    """What the test finds, with the best weights; nothing if the rule has no test."""
+    if not is_overridden("test_step", cli.model):
+        return {}
+    best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "") or None
+    [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
+    return tested
 
 
 def _forget_peak() -> None:

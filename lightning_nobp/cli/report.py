@@ -20,19 +20,20 @@ FIELDS = (
 COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak MiB", "alignment")
 
 
-def write(out: Path, results: list[dict[str, Any]], command: str) -> None:
+def write(out: Path, results: list[dict[str, Any]], command: str, planned: int) -> None:
     """Write ``results.csv``, ``results.json``, ``curves.png`` and ``report.md`` into a folder.
 
     Args:
         out: The folder.
         results: One entry a run.
         command: What was called.
+        planned: How many runs it was to be; fewer results if it was interrupted.
     """
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(results)
-    about = conditions() | {"command": command}
+    about = conditions() | {"command": command, "planned": planned}
     (out / "results.json").write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
     draw(results).savefig(out / "curves.png", dpi=130)
     (out / "report.md").write_text(markdown(results, about))
@@ -98,6 +99,8 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The report: command, conditions, table, picture."""
     lines = ["# Comparison", "", "```", about["command"], "```", ""]
     lines += [f"{about['date']}, {about['processor']}, {about['threads']} threads, torch {about['torch']}.", ""]
+    if len(results) < about["planned"]:
+        lines += [f"Interrupted: {len(results)} of {about['planned']} runs are finished.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
     failures = [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]

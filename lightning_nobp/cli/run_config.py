@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.cli.checkpoints import RUN_FILE
@@ -25,10 +26,10 @@ class RunConfig(SaveConfigCallback):
     Args:
         parser: Which writes the configuration.
         config: The configuration.
-        recipe: Name of the run.
+        recipe: Name of the run, under which ``--ckpt_path best`` finds it; None for a run that is not to be found.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, recipe: str) -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, recipe: str | None) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.recipe = recipe
         self._wandb_id: str | None = None
@@ -41,12 +42,13 @@ class RunConfig(SaveConfigCallback):
         nested = yaml.safe_load(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(nested)
-            if type(logger).__name__ == "WandbLogger":
+            if isinstance(logger, WandbLogger):
                 self._wandb_id = str(logger.version)
         folder = run_folder(trainer)
         write_whole(folder / "config.yaml", text)
-        run = {"recipe": self.recipe, "command": sys.argv[1:], "started": time.time()}
-        write_whole(folder / RUN_FILE, json.dumps(run, indent=2))
+        if self.recipe is not None:
+            run = {"recipe": self.recipe, "command": sys.argv[1:], "started": time.time()}
+            write_whole(folder / RUN_FILE, json.dumps(run, indent=2))
 
     def state_dict(self) -> dict[str, Any]:
         """The W&B run's id, with which a resumed run can go on in the same one."""

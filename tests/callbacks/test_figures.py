@@ -1,5 +1,6 @@
 """Figures and histograms reach whichever logger is there."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from toys import backprop, loader, trainer
 
 from lightning_nobp.callbacks import LogFigures, run_folder
-from lightning_nobp.callbacks.figures import confusion_figure, histogram_figure
+from lightning_nobp.callbacks.figures import MOST_BINS, confusion_figure, histogram_figure
 
 
 def fit(folder, logger, **kwargs):
@@ -25,18 +26,37 @@ def test_pictures_without_a_logger_for_them(tmp_path):
     run = fit(tmp_path, CSVLogger(tmp_path))
     assert run_folder(run) == tmp_path / "lightning_logs" / "version_0"
     names = sorted(p.name for p in (run_folder(run) / "figures").iterdir())
-    expected = [f"{kind}-step={step}.png" for kind in ("histograms", "val_confusion") for step in (11, 12, 5, 6)]
-    assert set(names) <= set(expected)
-    assert len(names) == 4
+    assert names == [f"{kind}-step={step}.png" for kind in ("histograms", "val_confusion") for step in (11, 5)]
+
+
+def test_pictures_have_the_step_of_the_metrics_when_several_batches_make_one_step(tmp_path):
+    run = trainer(tmp_path, logger=CSVLogger(tmp_path), callbacks=[LogFigures()], max_epochs=2)
+    run.fit(backprop(accumulate_grad_batches=3), loader(), loader())
+    with (run_folder(run) / "metrics.csv").open() as file:
+        steps = {row["step"] for row in csv.DictReader(file) if row.get("val/accuracy")}
+    assert run.global_step == 4
+    assert steps == {"5", "11"}
+    names = {p.stem for p in (run_folder(run) / "figures").iterdir()}
+    assert names == {f"{kind}-step={step}" for kind in ("histograms", "val_confusion") for step in steps}
+
+
+def test_fast_dev_run_writes_no_pictures(tmp_path):
+    run = trainer(tmp_path, callbacks=[LogFigures()], fast_dev_run=True)
+    run.fit(backprop(), loader(), loader())
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = fit(tmp_path, TensorBoardLogger(tmp_path))
+    class Mine(TensorBoardLogger):
+        """A logger of one's own is still one."""
+
+    run = fit(tmp_path, Mine(tmp_path))
     events = EventAccumulator(str(run_folder(run)), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
     assert events.Tags()["images"] == ["val/confusion"]
+    assert [image.step for image in events.Images("val/confusion")] == [5, 11]
     histograms = set(events.Tags()["histograms"])
     assert {"weights/network.1.weight", "gradients/network.1.weight"} <= histograms
     [first, _] = events.Histograms("weights/network.1.weight")
@@ -46,8 +66,14 @@ def test_tensorboard(tmp_path):
 
 def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = WandbLogger(project="nobp", save_dir=str(tmp_path), offline=True)
-    run = fit(tmp_path, logger)
+    # Lightning overwrites it; set here, it comes back for the tests that follow.
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    class Mine(WandbLogger):
+        """A logger of one's own is still one."""
+
+    logger = Mine(project="nobp", save_dir=str(tmp_path), offline=True)
+    run = fit(tmp_path, logger, bins=MOST_BINS)
     folder = Path(logger.experiment.dir).parent
     assert run_folder(run) == tmp_path / "nobp" / str(logger.version)
     wandb.finish()
@@ -61,7 +87,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 def test_every_second_epoch(tmp_path):
     run = fit(tmp_path, CSVLogger(tmp_path), every_n_epochs=2, histograms=False)
-    assert [p.name for p in (run_folder(run) / "figures").iterdir()] == ["val_confusion-step=12.png"]
+    assert [p.name for p in (run_folder(run) / "figures").iterdir()] == ["val_confusion-step=11.png"]
 
 
 def test_confusion_figure_shows_shares_of_the_true_class():
@@ -83,3 +109,9 @@ def test_histogram_figure_has_a_panel_each():
 def test_bad_arguments_are_named(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         LogFigures(**{name: 0})
+
+
+def test_more_bins_than_wandb_takes_are_refused():
+    assert LogFigures(bins=wandb.Histogram.MAX_LENGTH).bins == MOST_BINS
+    with pytest.raises(ValueError, match="bins=513 must be at most 512"):
+        LogFigures(bins=513)

@@ -71,6 +71,8 @@ class NoLoss(ClassificationRule):
         return None
 
     def compute_gradients(self, batch):
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
         return {"loss": torch.zeros(())}
 
 
@@ -93,6 +95,22 @@ def test_missing_gradient_counts_as_zero(tmp_path):
     rule = LastLayer(network=partial(MLP, hidden_dims=(8,)), num_classes=3, input_shape=(1, 2, 3))
     alignment = fit(tmp_path, rule)
     assert 0 < alignment.mean_cosine < 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_skipped_step_is_not_measured(tmp_path, accumulate):
+    class Spoilt(Backprop):
+        def compute_gradients(self, batch):
+            values = super().compute_gradients(batch)
+            if self.trainer.fit_loop.total_batch_idx == 4:
+                self.network[1].bias.grad.fill_(torch.nan)
+            return values
+
+    torch.manual_seed(0)
+    shape = {"network": partial(MLP, hidden_dims=(8,)), "num_classes": 3, "input_shape": (1, 2, 3)}
+    rule = Spoilt(**shape, loss="cross_entropy", on_nonfinite="skip", accumulate_grad_batches=accumulate)
+    alignment = fit(tmp_path, rule, every=1)
+    assert alignment.cosines == pytest.approx([1.0] * (12 // accumulate - 1), abs=1e-6)
 
 
 def test_bad_arguments_are_named(tmp_path):

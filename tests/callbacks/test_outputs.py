@@ -36,6 +36,22 @@ def test_summary_without_validation_and_checkpoints(tmp_path, capsys):
     assert "next" not in text
 
 
+def test_summary_without_validation_names_the_last_checkpoint(tmp_path, capsys):
+    never, last = ModelCheckpoint(tmp_path, monitor="val/accuracy"), ModelCheckpoint(tmp_path, filename="last")
+    callbacks = [never, last, FitSummary("nobp test {run}")]
+    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True).fit(backprop(), loader())
+    text = capsys.readouterr().out
+    assert f"checkpoint: {tmp_path / 'last.ckpt'}" in text.replace("\n", "")
+    assert "next: nobp test" in text
+
+
+def test_summary_of_a_fast_dev_run_names_no_folder(tmp_path, capsys):
+    trainer(tmp_path, callbacks=[FitSummary()], fast_dev_run=True).fit(backprop(), loader(), loader())
+    text = capsys.readouterr().out
+    assert "parameters" in text
+    assert "run folder" not in text
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_predictions_are_written_in_order(tmp_path, suffix):
     path = tmp_path / "some" / f"predictions.{suffix}"
@@ -69,6 +85,55 @@ def test_two_processes_write_one_file_in_order(tmp_path):
     data.setup("test")
     assert [int(r["index"]) for r in rows] == list(range(359))
     assert [int(r["target"]) for r in rows] == data._sets["test"][0].labels.tolist()
+
+
+def batches(num_samples):
+    """A loader of whole batches, which knows of no samples."""
+    x, target = blobs(num_samples).tensors
+    pieces = [(x[k : k + 16], target[k : k + 16]) for k in range(0, num_samples, 16)]
+    return torch.utils.data.DataLoader(pieces, batch_size=None)
+
+
+def predict_on_two(folder, rule, data):
+    writer = PredictionWriter(str(folder / "predictions.csv"))
+    run = trainer(folder, strategy="ddp_spawn", devices=2, callbacks=[writer])
+    run.predict(rule, data, return_predictions=False)
+
+
+def assert_rows_are_those_of(rows, data, rule):
+    x, target = data.tensors
+    assert [int(r["index"]) for r in rows] == list(range(len(target)))
+    assert [int(r["target"]) for r in rows] == target.tolist()
+    found = torch.tensor([float(r["probability_2"]) for r in rows])
+    torch.testing.assert_close(found, rule(x).softmax(-1)[:, 2].detach())
+
+
+def test_a_shuffled_loader_gives_rows_in_the_order_of_the_data(tmp_path):
+    rule = backprop()
+    callbacks = [PredictionWriter(str(tmp_path / "p.csv"))]
+    trainer(tmp_path, callbacks=callbacks).predict(rule, loader(103, shuffle=True))
+    assert_rows_are_those_of(read(tmp_path / "p.csv"), blobs(103), rule)
+
+
+def test_two_processes_with_an_ordinary_loader_write_rows_in_the_order_of_the_data(tmp_path):
+    rule = backprop()
+    predict_on_two(tmp_path, rule, loader(103))
+    assert_rows_are_those_of(read(tmp_path / "predictions.csv"), blobs(103), rule)
+
+
+def test_two_processes_with_a_loader_that_tells_no_indices_leave_them_away(tmp_path, capfd):
+    predict_on_two(tmp_path, backprop(), batches(48))
+    rows = read(tmp_path / "predictions.csv")
+    assert list(rows[0]) == ["prediction", "target", *(f"probability_{k}" for k in range(3))]
+    first, second, third = (target.tolist() for _, target in batches(48))
+    assert [int(r["target"]) for r in rows] == [*first, *third, *second]
+    assert capfd.readouterr().err.count("the predictions have no column 'index'") == 1
+
+
+def test_one_process_counts_the_rows_of_a_loader_that_tells_no_indices(tmp_path):
+    rule = backprop()
+    trainer(tmp_path, callbacks=[PredictionWriter()]).predict(rule, batches(48))
+    assert_rows_are_those_of(read(tmp_path / "predictions.csv"), blobs(48), rule)
 
 
 def test_other_formats_are_refused():

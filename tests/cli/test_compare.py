@@ -2,9 +2,14 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from contextlib import chdir
 from multiprocessing import Pipe
 
@@ -46,6 +51,34 @@ def compared(tmp_path_factory, nobp):
     return folder, run, json.loads((folder / "results" / "results.json").read_text())
 
 
+NO_TEST = """
+import torch
+from torch import nn
+from lightning_nobp.rules import LearningRule
+
+class NoTest(LearningRule):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.layer = nn.Linear(64, 10)
+
+    def compute_gradients(self, batch):
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+            loss.backward()
+        return {"loss": loss.detach()}
+"""
+
+SLOW = """
+import os, pathlib, time
+from lightning_nobp.rules import Backprop
+
+class Slow(Backprop):
+    def compute_gradients(self, batch):
+        pathlib.Path("pid").write_text(str(os.getpid()))
+        time.sleep(600)
+"""
+
+
 def trained(content):
     return [r for r in content["results"] if r["recipe"] == "digits/backprop"]
 
@@ -74,6 +107,16 @@ def test_a_failure_is_said_and_loses_no_other_result(compared):
 def test_nothing_is_written_outside_of_the_results(compared):
     folder, _, _ = compared
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {"failing_rules.py", "own", "dies.yaml", "results"}
+
+
+def test_runs_of_a_comparison_are_no_recipes_newest(compared, nobp, monkeypatch):
+    folder, _, _ = compared
+    monkeypatch.chdir(folder)
+    assert len(list((folder / "results" / "digits").rglob("config.yaml"))) == 2
+    assert not list((folder / "results").rglob("run.json"))
+    looked = nobp("test", "--config=digits/backprop", "--trainer.default_root_dir=results", "--ckpt_path=best")
+    assert looked.status == 2
+    assert "no run of 'digits/backprop' under results has a checkpoint" in looked.err
 
 
 def test_seeds_share_the_split_of_the_data(compared):
@@ -120,6 +163,64 @@ def test_a_time_in_another_form_is_refused_before_anything_runs(nobp, tmp_path):
     assert run.status == 2
     assert "'30' is not HH:MM:SS or DD:HH:MM:SS" in run.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rule_without_a_test_has_no_test_accuracy(nobp, tmp_path):
+    (tmp_path / "no_test_rule.py").write_text(NO_TEST)
+    write_recipe(tmp_path / "no_test.yaml", "no_test_rule.NoTest")
+    run = nobp("compare", "no_test.yaml", "--out=out", "--set=trainer.max_epochs=1")
+    assert run.status == 0, run.out
+    [result] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert result["test_accuracy"] is None
+    assert (result["steps"], result["parameters"]) == (11, 650)
+    assert "| no_test.yaml |  |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_interrupt_keeps_what_is_finished_and_ends_the_running_one(tmp_path):
+    (tmp_path / "slow_rule.py").write_text(SLOW)
+    write_recipe(tmp_path / "slow.yaml", "slow_rule.Slow")
+    code = "import sys; from lightning_nobp.cli import main; sys.exit(main(sys.argv[1:]))"
+    names = ("digits/backprop", "slow.yaml", "digits/backprop_mse")
+    command = [sys.executable, "-c", code, "compare", *names, "--out=out", "--set=trainer.max_epochs=1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    while not (tmp_path / "pid").exists() and process.poll() is None:
+        time.sleep(0.1)
+    # As a terminal does: to all of them.
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "nobp: interrupted, 1 of 3 runs are finished" in err
+    assert "Traceback" not in err
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["recipe"] for r in content["results"]] == ["digits/backprop"]
+    assert content["results"][0]["test_accuracy"] > 0.3
+    assert "Interrupted: 1 of 3 runs are finished." in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "curves.png").is_file()
+    assert (tmp_path / "out" / "results.csv").is_file()
+    assert "report:" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seeds=0", "--seeds: '0' is not a number from 1 on"),
+        ("--seeds=-2", "--seeds: '-2' is not a number from 1 on"),
+        ("--seeds=two", "--seeds: 'two' is not a number from 1 on"),
+        ("--first-seed=-1", "--first-seed: '-1' is not a number from 0 on"),
+        ("--out=a_file", "--out: 'a_file' is a file, not a folder"),
+        ("--out=a_file/results", "--out: 'a_file' is a file, not a folder"),
+        ("--set=trainer.max_epochs", "--set: 'trainer.max_epochs' is not KEY=VALUE"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(nobp, tmp_path, option, message):
+    (tmp_path / "a_file").touch()
+    run = nobp("compare", "digits/backprop", option)
+    assert run.status == 2
+    assert message in run.err
+    assert [p.name for p in tmp_path.iterdir()] == ["a_file"]
 
 
 def test_a_run_that_hangs_is_given_up():

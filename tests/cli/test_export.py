@@ -4,9 +4,12 @@ import csv
 import json
 import subprocess
 import sys
+from contextlib import chdir
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
 from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.rules import Backprop
@@ -74,6 +77,76 @@ def test_onnx_predicts_the_same(nobp, convolutional, tmp_path):
     [scores] = session.run(None, {model.graph.input[0].name: x.numpy()})
     rule = Backprop.load_from_checkpoint(convolutional).eval()
     torch.testing.assert_close(torch.from_numpy(scores), rule(x).detach(), atol=1e-5, rtol=1e-4)
+
+
+OWN_SCORES = """
+import torch
+from torch import nn
+from lightning_nobp.rules import Backprop
+
+class Doubled(Backprop):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.offset = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return 2 * self.built_network()(x) + self.offset
+"""
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory, nobp, quick):
+    """Runs of a rule whose scores are not its network's, by precision."""
+    folder = tmp_path_factory.mktemp("doubled")
+    (folder / "doubled_rule.py").write_text(OWN_SCORES)
+    found = {}
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for precision in ("32-true", "64-true", "bf16-true"):
+            options = (f"--trainer.precision={precision}", f"--trainer.default_root_dir={precision}")
+            run = nobp("fit", "--config=digits/backprop", "--model=doubled_rule.Doubled", *quick, *options)
+            assert run.status == 0, run.err
+            [path] = Path(precision).rglob("last.ckpt")
+            found[precision] = path.absolute()
+        yield found
+
+
+def loaded(path):
+    """The rule with exactly the weights of a checkpoint, built without the code under test."""
+    rule = LightningModule.load_from_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    rule.load_state_dict(state, assign=True)
+    return rule.eval()
+
+
+def difference(run):
+    return float(run.out.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_pt2_gives_the_scores_of_the_rules_own_forward_in_the_dtype_of_its_weights(nobp, doubled, tmp_path, precision):
+    run = nobp("export", doubled[precision], tmp_path / "net.pt2")
+    assert run.status == 0, run.err
+    files = {"lightning_nobp.json": ""}
+    network = torch.export.load(tmp_path / "net.pt2", extra_files=files).module()
+    rule = loaded(doubled[precision])
+    dtype = json.loads(files["lightning_nobp.json"])["dtype"]
+    assert getattr(torch, dtype) == rule.offset.dtype
+    assert dtype == {"32-true": "float32", "64-true": "float64", "bf16-true": "bfloat16"}[precision]
+    x = torch.randn(4, 1, 8, 8, dtype=rule.offset.dtype)
+    torch.testing.assert_close(network(x), rule(x))
+    assert not torch.allclose(network(x), rule.built_network()(x))
+    assert difference(run) < 1e-2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_onnx_gives_the_scores_of_the_rules_own_forward_in_the_dtype_of_its_weights(nobp, doubled, tmp_path, precision):
+    onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
+    run = nobp("export", doubled[precision], tmp_path / "net.onnx")
+    assert run.status == 0, run.err
+    about = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert getattr(torch, about["dtype"]) == loaded(doubled[precision]).offset.dtype
+    assert difference(run) < {"32-true": 1e-5, "64-true": 1e-13, "bf16-true": 0.1}[precision]
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(nobp, convolutional, tmp_path):

@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 
 from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.checkpoints import resolve
+from lightning_nobp.cli.recipes import UsageError
 from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.rules import Backprop
 
@@ -56,6 +59,61 @@ def test_configuration_of_a_run_stands_for_that_run():
         assert prepared.arguments[-1] == f"--ckpt_path=runs/digits/backprop/version_{version}/checkpoints/last.ckpt"
 
 
+def a_run(folder, recipe="digits/backprop", started=0):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / "run.json").write_text(json.dumps({"recipe": recipe, "started": started}))
+    return f"--ckpt_path={folder}/checkpoints/last.ckpt"
+
+
+def last(*arguments):
+    return prepare(["test", *DIGITS, *arguments, "--ckpt_path=last"]).arguments[-1]
+
+
+def test_the_newest_run_is_looked_for_where_configurations_and_options_put_runs():
+    in_runs, by_root, by_logger, by_option = (a_run(Path(f) / "version_0") for f in ("runs", "root", "logs", "other"))
+    Path("root.yaml").write_text("trainer: {default_root_dir: root}\n")
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}
+    Path("logger.yaml").write_text(yaml.safe_dump({"trainer": {"default_root_dir": "nowhere", "logger": logger}}))
+    Path("loggers.yaml").write_text(yaml.safe_dump({"trainer": {"default_root_dir": "none", "logger": [True, logger]}}))
+    Path("name.yaml").write_text("trainer: {logger: {init_args: {name: mine}}}\n")
+    Path("silent.yaml").write_text("trainer: {logger: false}\n")
+    assert last() == in_runs
+    assert last("--config=root.yaml") == by_root
+    assert last("--config=root.yaml", "--trainer.default_root_dir=other") == by_option
+    assert last("--config=logger.yaml") == last("--config=loggers.yaml") == by_logger
+    assert last("--config=logger.yaml", "--config=name.yaml") == by_logger
+    assert last("--config=logger.yaml", "--trainer.logger.save_dir", "other") == by_option
+    assert last("--config=logger.yaml", "--config=silent.yaml", "--config=root.yaml") == by_root
+    with pytest.raises(UsageError, match="under nowhere or other2 has"):
+        last("--config=logger.yaml", "--trainer.logger.save_dir=other2")
+
+
+def test_a_run_of_a_logger_with_a_folder_of_its_own_is_found(nobp, quick):
+    to_logs = ("--config", "loggers/csv", "--trainer.logger.save_dir=logs")
+    assert nobp("fit", *DIGITS, *quick, *to_logs).status == 0
+    test = nobp("test", *DIGITS, *to_logs, "--ckpt_path=last")
+    assert test.status == 0, test.err
+    assert "test/accuracy" in test.out
+
+
+def test_a_broken_configuration_is_the_parsers_to_explain(nobp):
+    Path("broken.yaml").write_text("trainer: {max_epochs: [\n")
+    a_run(Path("runs/broken"), "broken")
+    run = nobp("test", "--config=broken.yaml", "--ckpt_path=last")
+    assert run.status == 2
+    assert "Problems parsing config" in run.err
+
+
+def test_testing_warns_of_no_callback_that_only_training_needs(in_trained):
+    # In a process of its own, where pytest does not take the warnings.
+    code = "import sys; from lightning_nobp.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "test", *DIGITS, "--ckpt_path=last"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "test/accuracy" in run.stdout
+    assert "callbacks" not in run.stderr
+
+
 def test_what_is_not_trained_is_said(nobp):
     run = nobp("test", *DIGITS, "--trainer.enable_progress_bar=false")
     assert run.status == 0
@@ -79,8 +137,8 @@ def test_the_command_that_fit_prints_last_tests_what_it_trained(in_trained, nobp
 
 
 def test_best_is_the_best_epoch_and_last_the_last(in_trained, nobp):
-    best = resolve("best", "digits/backprop", Path("runs"))
-    last = resolve("last", "digits/backprop", Path("runs"))
+    best = resolve("best", "digits/backprop", [Path("runs")])
+    last = resolve("last", "digits/backprop", [Path("runs")])
     assert best.parent == last.parent == Path("runs/digits/backprop/version_0/checkpoints")
     assert checkpoint(last)["epoch"] == 29
     logged = [float(row["val/accuracy"]) for row in rows(in_trained.run / "metrics.csv") if row["val/accuracy"]]
@@ -137,13 +195,13 @@ def test_best_and_last_are_of_the_newest_run_with_a_checkpoint(nobp, quick):
     for _ in range(2):
         assert nobp("fit", *DIGITS, *quick).status == 0
     newest = Path("runs/digits/backprop/version_1/checkpoints")
-    assert resolve("last", "digits/backprop", Path("runs")).parent == newest
-    assert resolve("best", "digits/backprop", Path("runs")).parent == newest
+    assert resolve("last", "digits/backprop", [Path("runs")]).parent == newest
+    assert resolve("best", "digits/backprop", [Path("runs")]).parent == newest
     killed = Path("runs/digits/backprop/version_2")
     killed.mkdir()
     note = json.loads((newest.parent / "run.json").read_text())
     (killed / "run.json").write_text(json.dumps(note | {"started": note["started"] + 1}))
-    assert resolve("best", "digits/backprop", Path("runs")).parent == newest
+    assert resolve("best", "digits/backprop", [Path("runs")]).parent == newest
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(nobp, quick):
@@ -231,6 +289,68 @@ def test_number_of_classes_and_shape_come_from_the_data(nobp, quick):
     assert list(arguments["input_shape"]) == [1, 8, 8]
 
 
+BARE_DATA = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+class Bare(L.LightningDataModule):
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(TensorDataset(torch.randn(40, 1, 8, 8, generator=generator), torch.arange(40) % 10), 10)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+class Late(Bare):
+    def setup(self, stage):
+        self.num_classes, self.input_shape = 10, (1, 8, 8)
+"""
+BARE = ("--model=Backprop", "--data=bare_data.Bare")
+
+
+def test_number_of_classes_and_shape_given_by_hand_stand_where_the_data_have_none(nobp, quick):
+    Path("bare_data.py").write_text(BARE_DATA)
+    by_hand = (*BARE, "--model.num_classes=10", "--model.input_shape=[1,8,8]")
+    run = nobp("fit", *by_hand, *quick)
+    assert run.status == 0, run.err
+    first = Path("runs/Backprop/version_0")
+    arguments = checkpoint(first / "checkpoints/last.ckpt")["hyper_parameters"]
+    assert (arguments["num_classes"], list(arguments["input_shape"])) == (10, [1, 8, 8])
+    assert printed(nobp, *by_hand)["model"]["init_args"]["num_classes"] == 10
+    assert nobp("fit", "--config", first / "config.yaml").status == 0
+    [repeated] = set(Path().rglob("last.ckpt")) - {first / "checkpoints/last.ckpt"}
+    assert_same(weights(repeated), weights(first / "checkpoints/last.ckpt"))
+    test = nobp("test", *BARE, "--ckpt_path=last", "--trainer.enable_progress_bar=false")
+    assert test.status == 0, test.err
+    assert "test/accuracy" in test.out
+
+
+@pytest.mark.parametrize("known", [(), ("--model.num_classes=10",)])
+def test_a_shape_that_nobody_knows_is_said_in_a_line(nobp, quick, known):
+    Path("bare_data.py").write_text(BARE_DATA)
+    run = nobp("fit", *BARE, *quick, *known)
+    missing = "input_shape" if known else "num_classes"
+    assert run.status == 2
+    assert run.err.splitlines()[-1].startswith(f"nobp: {missing} is not known: give Backprop({missing}=...)")
+    assert "Traceback" not in run.err
+
+
+def test_data_may_learn_their_shape_when_they_are_set_up(nobp, quick):
+    Path("bare_data.py").write_text(BARE_DATA)
+    run = nobp("fit", "--model=Backprop", "--data=bare_data.Late", *quick)
+    assert run.status == 0, run.err
+
+
+def test_a_network_that_the_rule_refuses_is_said_in_a_line(nobp, quick):
+    Path("refusing_rule.py").write_text(
+        "from lightning_nobp.rules import Backprop\n\nclass Refuses(Backprop):\n"
+        "    def check_network(self, network):\n        raise TypeError('Refuses cannot train a Linear')\n"
+    )
+    run = nobp("fit", *DIGITS, *quick, "--model=refusing_rule.Refuses")
+    assert run.status == 2
+    assert run.err.splitlines()[-1] == "nobp: Refuses cannot train a Linear"
+
+
 def test_a_rule_without_any_configuration_file(nobp, quick):
     run = nobp("fit", "--model=Backprop", "--data=DigitsDataModule", *quick)
     assert run.status == 0, run.err
@@ -263,14 +383,14 @@ def test_checkpoints_of_the_users_own_come_on_top(nobp, quick):
     assert run.status == 0, run.err
     [folder] = Path("runs").rglob("checkpoints")
     assert {path.name for path in folder.iterdir()} == {"own.ckpt", "last.ckpt", "epoch=0-step=4.ckpt"}
-    assert resolve("best", "digits/backprop", Path("runs")).name == "epoch=0-step=4.ckpt"
+    assert resolve("best", "digits/backprop", [Path("runs")]).name == "epoch=0-step=4.ckpt"
 
 
 def test_best_follows_checkpoints_that_moved(nobp, quick):
     assert nobp("fit", *DIGITS, *quick, "--trainer.max_epochs=2").status == 0
-    before = resolve("best", "digits/backprop", Path("runs"))
+    before = resolve("best", "digits/backprop", [Path("runs")])
     Path("runs").rename("moved")
-    moved = resolve("best", "digits/backprop", Path("moved"))
+    moved = resolve("best", "digits/backprop", [Path("moved")])
     assert moved == Path("moved") / before.relative_to("runs")
     assert moved.name.startswith("epoch=")
 
@@ -279,6 +399,7 @@ def test_fast_dev_run_leaves_nothing_behind(nobp):
     run = nobp("fit", *DIGITS, "--trainer.fast_dev_run=true")
     assert run.status == 0, run.err
     assert "1, 1" in run.out
+    assert "run folder" not in run.out
     assert not list(Path().rglob("*"))
 
 
@@ -290,6 +411,28 @@ def test_neither_logger_nor_checkpoints(nobp, quick):
     assert not list(Path().rglob("*.ckpt"))
 
 
+def test_runs_without_a_logger_keep_their_own_files(nobp, quick):
+    for lr in (0.1, 0.01):
+        run = nobp("fit", *DIGITS, *quick, "--trainer.logger=false", f"--model.optimizer.lr={lr}")
+        assert run.status == 0, run.err
+    first, second = (Path(f"runs/digits/backprop/version_{k}") for k in (0, 1))
+    assert f"run folder    │ {second}" in run.out
+    for folder, lr in ((first, 0.1), (second, 0.01)):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == lr
+        assert checkpoint(folder / "checkpoints/last.ckpt")["hyper_parameters"]["optimizer"]["init_args"]["lr"] == lr
+    assert {p.name for p in Path("runs").iterdir()} == {"digits"}
+    assert resolve("last", "digits/backprop", [Path("runs")]).is_relative_to(second)
+
+
+def test_a_run_without_validation_names_its_last_checkpoint(nobp, quick):
+    run = nobp("fit", *DIGITS, *quick, "--data.val_size=0")
+    assert run.status == 0, run.err
+    assert "checkpoint: runs/digits/backprop/version_0/checkpoints/last.ckpt" in run.out
+    command = shlex.split(run.out.rpartition("next: nobp ")[2])
+    assert "test/accuracy" in nobp(*command).out
+
+
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_shipped_loggers_merge_into_a_recipe(nobp, quick, logger):
     run = nobp("fit", *DIGITS, *quick, "--config", f"loggers/{logger}")
@@ -298,7 +441,7 @@ def test_shipped_loggers_merge_into_a_recipe(nobp, quick, logger):
     assert (folder / "config.yaml").is_file()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert list(folder.glob("metrics.csv" if logger == "csv" else "events.out.tfevents*"))
-    assert resolve("last", "digits/backprop", Path("runs")) == folder / "checkpoints" / "last.ckpt"
+    assert resolve("last", "digits/backprop", [Path("runs")]) == folder / "checkpoints" / "last.ckpt"
 
 
 def test_help_names_the_options(nobp):
