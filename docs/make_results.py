@@ -47,7 +47,8 @@ def overview(measured: Measured) -> list[str]:
     for kind in kinds:
         found = [accuracy(measured.get(f"{d}/{kind}")) for d in data_sets]
         rows.append([f"`…/{kind}`", *found])
-    return ["Test accuracy in per cent, and the commands that measured it:", "", *table(rows)]
+    head = "Test accuracy in per cent (± over several seeds, otherwise seed 0), and the commands that measured it:"
+    return [head, "", *table(rows)]
 
 
 def commands(measured: Measured) -> list[str]:

@@ -122,7 +122,11 @@ def _has_computed_weights(module: nn.Module) -> bool:
 
 def _owned(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """``grad`` in the dtype of the output that it belongs to, every entry in memory of its own."""
-    grad = grad.to(dtype)
+    if grad.dtype is not dtype:
+        return grad.to(dtype, memory_format=torch.contiguous_format)
+    # Nearly always so, and asked of every layer at every step.
+    if grad.is_contiguous():
+        return grad
     shared = any(stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True))
     return grad.contiguous() if shared else grad
 

@@ -7,6 +7,7 @@ median milliseconds a step and the ratio of medians to the bare loop's.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -110,6 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     batches = [(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(arguments.batches)]
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(arguments.rounds + 1):

@@ -1,6 +1,7 @@
 """The Python of README and documentation runs, their links lead somewhere, and their recipes exist."""
 
 import re
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -48,3 +49,10 @@ def test_recipes_exist(page):
     """Names with a slash are shipped recipes, unless they end like a file of the reader's own."""
     named = [n for n in CONFIG.findall(page.read_text()) if "/" in n and not n.endswith(".yaml")]
     assert [n for n in named if n not in recipes.names()] == []
+
+
+def test_results_are_those_that_were_recorded():
+    pages = runpy.run_path(str(ROOT / "docs" / "make_results.py"))["pages"]()
+    assert {page.name for page in pages} == {"README.md", "results.md"}
+    for page, text in pages.items():
+        assert page.read_text() == text
