@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from lightning_nobp.functional import backprop as formulas
 from lightning_nobp.nn.residual import Residual
@@ -115,8 +114,12 @@ def _rule_for(module: nn.Module, name: str = "network") -> VJPRule:
 
 def _has_computed_weights(module: nn.Module) -> bool:
     """Whether a weight is computed from other parameters: by a parametrization, or by the hook of an older form."""
-    return parametrize.is_parametrized(module) or any(
-        isinstance(vars(module).get(name), Tensor) for name in ("weight", "bias")
+    attributes = vars(module)
+    # Spelled out, since every layer is asked at every step.
+    return (
+        "parametrizations" in attributes["_modules"]
+        or isinstance(attributes.get("weight"), Tensor)
+        or isinstance(attributes.get("bias"), Tensor)
     )
 
 
