@@ -1,5 +1,6 @@
 """How two gradients of the same parameters compare."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ class Alignment(NamedTuple):
     cosine: Tensor
     """Scalar, from -1 to 1; 0 where either gradient is zero."""
     norm_ratio: Tensor
-    """Scalar, norm of the gradient over the norm of the reference."""
+    """Scalar, norm of the gradient over the norm of the reference; 0 where both are zero."""
     cosines: Tensor
     """``(parameters,)``."""
     norm_ratios: Tensor
@@ -38,9 +39,12 @@ def gradient_alignment(gradients: Sequence[Tensor], references: Sequence[Tensor]
     def cosine(product: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return (product / (a * b).sqrt()).nan_to_num(0.0)
 
+    def ratio(a: Tensor, b: Tensor) -> Tensor:
+        return (a / b).sqrt().nan_to_num(0.0, posinf=math.inf)
+
     return Alignment(
         cosine(products.sum(), norms.sum(), reference_norms.sum()),
-        (norms.sum() / reference_norms.sum()).sqrt(),
+        ratio(norms.sum(), reference_norms.sum()),
         cosine(products, norms, reference_norms),
-        (norms / reference_norms).sqrt(),
+        ratio(norms, reference_norms),
     )

@@ -28,3 +28,5 @@ def test_opposite_and_zero():
     assert gradient_alignment([-one[0]], one).cosine == pytest.approx(-1)
     assert gradient_alignment(zero, one).cosine == 0
     assert gradient_alignment(zero, one).norm_ratio == 0
+    assert gradient_alignment(zero, zero).norm_ratio == 0
+    assert gradient_alignment(one, zero).norm_ratio == torch.inf
