@@ -188,7 +188,7 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_running_one(tmp_path):
         time.sleep(0.1)
     # As a terminal does: to all of them.
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert "nobp: interrupted, 1 of 3 runs are finished" in err
     assert "Traceback" not in err
