@@ -72,7 +72,8 @@ class PredictionWriter(BasePredictionWriter):
         columns = _columns(parts)
         path = Path(self.path) if self.path is not None else run_folder(trainer) / "predictions.csv"
         _write(path, columns)
-        print(f"{len(columns['prediction'])} predictions: {path}")
+        # Below the progress bar, which is still open.
+        print(f"\n{len(columns['prediction'])} predictions: {path}")
 
 
 def _indices(trainer: Trainer, batch_indices: Any, count: int) -> Tensor | None:

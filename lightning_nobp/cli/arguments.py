@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lightning_nobp.cli import recipes
 from lightning_nobp.cli.checkpoints import resolve, resolve_in, run_of
-from lightning_nobp.cli.index import DATA_MODULES, RULES
+from lightning_nobp.cli.index import DATA_MODULES, NETWORKS, RULES
 
 RUNS = "runs"
 """Folder of all runs, unless ``--trainer.default_root_dir`` says otherwise."""
@@ -13,7 +13,8 @@ RUNS = "runs"
 _SAVE_DIR = ("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")
 
 _WITH_VALUE = (
-    *("-c", "--config", "--ckpt_path", "--model", "--data", "--trainer.default_root_dir", "--trainer.logger"),
+    *("-c", "--config", "--ckpt_path", "--model", "--model.network", "--data"),
+    *("--trainer.default_root_dir", "--trainer.logger"),
     *_SAVE_DIR,
 )
 """Options that are looked at here, and so must be told from their values."""
@@ -51,6 +52,8 @@ def prepare(arguments: list[str]) -> Prepared:
             value = str(resolve_in(value, Path(mains[0]).parent) if of_run else resolve(value, recipe, _roots(split)))
         elif option == "--model":
             _check_class(option, value, [rule.name for rule in RULES])
+        elif option == "--model.network" and value in NETWORKS:
+            value = f"lightning_nobp.nn.{value}"
         elif option == "--data":
             _check_class(option, value, DATA_MODULES)
         prepared += [f"{option}={value}"] if option else [value]

@@ -21,6 +21,9 @@ RULES = (
     ),
 )
 
+NETWORKS = ("CNN", "MLP")
+"""Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
+
 DATA_MODULES = (
     "DigitsDataModule",
     "MNISTDataModule",

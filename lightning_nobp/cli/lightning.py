@@ -169,7 +169,9 @@ class NobpCLI(LightningCLI):
         config = self.config[self.subcommand]
         if not config.ckpt_path:
             print("nobp: no --ckpt_path: these are the weights that the rule starts with", file=sys.stderr)
-        elif self.subcommand == "predict" and config.predictions.path is None:
+            return
+        print(f"nobp: weights of {config.ckpt_path}", file=sys.stderr)
+        if self.subcommand == "predict" and config.predictions.path is None:
             config.predictions.path = str(_run_of(Path(config.ckpt_path)) / "predictions.csv")
 
     def instantiate_classes(self) -> None:

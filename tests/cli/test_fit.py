@@ -114,6 +114,15 @@ def test_testing_warns_of_no_callback_that_only_training_needs(in_trained):
     assert "callbacks" not in run.stderr
 
 
+def test_a_network_by_its_short_name_takes_arguments(nobp, quick):
+    run = nobp(
+        "fit", *DIGITS, *quick, "--model.network=MLP", "--model.network.hidden_dims=[9]", "--model.optimizer=Adam"
+    )
+    assert run.status == 0, run.err
+    weight = checkpoint(resolve("last", "digits/backprop", [Path("runs")]))["state_dict"]["network.1.weight"]
+    assert weight.shape == (9, 64)
+
+
 def test_what_is_not_trained_is_said(nobp):
     run = nobp("test", *DIGITS, "--trainer.enable_progress_bar=false")
     assert run.status == 0

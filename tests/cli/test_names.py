@@ -12,8 +12,10 @@ import yaml
 
 import lightning_nobp
 import lightning_nobp.datamodules
+import lightning_nobp.nn
 import lightning_nobp.rules
 from lightning_nobp.cli import index, listing, recipes
+from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.recipes import UsageError
 
 DIGITS = ("fit", "--config", "digits/backprop")
@@ -105,6 +107,13 @@ def test_copy_writes_a_file_and_never_over_one(nobp):
     assert Path("some/mine.yaml").read_text() == "mine"
     assert nobp("copy", "mnist/backprop", "some").status == 0
     assert Path("some/backprop.yaml").is_file()
+
+
+def test_networks_are_known_by_their_names_whoever_else_has_one():
+    for network in index.NETWORKS:
+        assert network in lightning_nobp.nn.__all__
+        for given in ([f"--model.network={network}"], ["--model.network", network]):
+            assert prepare(["fit", *given]).arguments == ["fit", f"--model.network=lightning_nobp.nn.{network}"]
 
 
 def test_index_lists_every_class():
