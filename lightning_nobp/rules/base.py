@@ -179,7 +179,8 @@ class LearningRule(LightningModule):
         skips = self.on_nonfinite == "skip"
         if skips and not self._accumulator.batches:
             self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
-        values = {name: _scalar(name, value) for name, value in self.compute_gradients(batch).items()}
+        # Plain numbers come from the CPU, and are summed beside the others.
+        values = {n: _scalar(n, value).to(self.device) for n, value in self.compute_gradients(batch).items()}
         num_samples = self.num_samples(batch)
         self._means.add(values, num_samples, only_finite=skips)
         self._log_step(values, num_samples)
