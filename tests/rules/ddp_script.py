@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from ddp_training import train
 
 if __name__ == "__main__":
@@ -15,3 +16,6 @@ if __name__ == "__main__":
     for part, more in (("whole", {"save_at": 3}), ("resumed", {"ckpt_path": folder / "whole" / "step=3.ckpt"})):
         (folder / part).mkdir(exist_ok=True)
         train(folder / part, "ddp", on_digits=True, **settings, **more)
+    # A rank that is gone while the other still talks to it would make that one fail.
+    dist.barrier()
+    dist.destroy_process_group()

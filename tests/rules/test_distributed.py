@@ -39,10 +39,12 @@ def test_spawned_processes_with_the_data_modules_own_sampler(tmp_path):
 
 def test_torchrun_with_accumulation_and_resume(tmp_path):
     train(tmp_path, "auto", accumulate_grad_batches=3)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(HERE / "ddp_script.py"), str(tmp_path), "explicit", "3"]
+    # By address: a machine's own name need not resolve.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += ["--nproc-per-node=2", str(HERE / "ddp_script.py"), str(tmp_path), "explicit", "3"]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=200)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr[-5000:]
     assert_ranks_equal_single_process(tmp_path)
     for rank in (0, 1):
         whole, resumed = (load(tmp_path / part, rank, 2) for part in ("whole", "resumed"))
