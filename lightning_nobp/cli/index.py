@@ -19,9 +19,21 @@ RULES = (
         "backpropagation written out by hand: the yardstick",
         "Learning representations by back-propagating errors (Nature 323, 1986)",
     ),
+    RuleEntry(
+        "ForwardForward",
+        "lightning_nobp.rules.ForwardForward",
+        "every layer raises its goodness for right labels and lowers it for wrong ones; no backward pass",
+        "The Forward-Forward Algorithm: Some Preliminary Investigations (arXiv 2212.13345)",
+    ),
+    RuleEntry(
+        "SymBa",
+        "lightning_nobp.rules.SymBa",
+        "Forward-Forward with the two goodnesses of a sample against each other, without a threshold",
+        "SymBa: Symmetric Backpropagation-Free Contrastive Learning with Forward-Forward Algorithm (arXiv 2303.08418)",
+    ),
 )
 
-NETWORKS = ("CNN", "MLP")
+NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP")
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (

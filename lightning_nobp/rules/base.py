@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
-from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
+from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import (
     average_gradients,
     average_over_ranks,
@@ -96,6 +96,8 @@ class LearningRule(LightningModule):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
         self.on_nonfinite = on_nonfinite
+        self.generators: dict[str, RankGenerator] = {}
+        """The rule's own random numbers, by name; checkpoints hold their state on each rank."""
         self._lr: float | None = None
         self._accumulator = GradientAccumulator()
         self._means = RunningMeans()
@@ -375,6 +377,8 @@ class LearningRule(LightningModule):
         self._accumulator, self._means = GradientAccumulator(), RunningMeans()
         self._skipped_steps, self._monitored, self._buffers_before = 0, {}, []
         self._ended_epochs = self.current_epoch
+        for generator in self.generators.values():
+            generator.reset(self.device)
         if state is None:
             return
         self._accumulator.load_state_dict(state["accumulator"])
@@ -383,7 +387,10 @@ class LearningRule(LightningModule):
         self._ended_epochs = state["ended_epochs"]
         self._monitored = state["monitored"]
         random_states = state["random_states"]
-        restore_random_state(random_states[min(self.trainer.global_rank, len(random_states) - 1)])
+        random_state = random_states[min(self.trainer.global_rank, len(random_states) - 1)]
+        restore_random_state(random_state)
+        for name, generator in self.generators.items():
+            generator.reset(self.device, random_state["own"].get(name))
 
     def on_train_start(self) -> None:
         """Make up for the end of an epoch, if the run was stopped between its last batch and that."""
@@ -402,8 +409,9 @@ class LearningRule(LightningModule):
         """Add everything that shapes the future, and plain constructor arguments."""
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(type(self), self.hparams)
         metrics = self.trainer.callback_metrics if self._trainer is not None else {}
+        own = {name: generator.get_state() for name, generator in self.generators.items()}
         checkpoint[_STATE_KEY] = {
-            "random_states": gather_from_ranks(collect_random_state()),
+            "random_states": gather_from_ranks(collect_random_state() | {"own": own}),
             "accumulator": self._accumulator.state_dict(),
             "means": self._means.state_dict(),
             "skipped_steps": self._skipped_steps,

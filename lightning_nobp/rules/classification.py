@@ -1,9 +1,9 @@
 """The base of every rule that trains a classifier."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ class ClassificationRule(LearningRule):
         ValueError: An unknown preset, or fewer than two classes.
     """
 
+    presets: ClassVar[Mapping[str, NetworkFactory]] = PRESETS
+    """Networks that have a short name."""
+
     def __init__(
         self,
         *,
@@ -44,7 +47,7 @@ class ClassificationRule(LearningRule):
         super().__init__(**kwargs)
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: a classifier needs at least two")
-        self._factory = None if isinstance(network, nn.Module) else _network_factory(network)
+        self._factory = None if isinstance(network, nn.Module) else _network_factory(network, self.presets)
         self.num_classes = num_classes
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
@@ -133,6 +136,10 @@ class ClassificationRule(LearningRule):
             )
         return self.network
 
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """What callbacks get of a validation or test batch: ``scores``, and what else a rule finds on the way."""
+        return {"scores": self(x)}
+
     def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss that is reported for validation and test: softmax cross-entropy by default.
 
@@ -152,11 +159,11 @@ class ClassificationRule(LearningRule):
         return scores.softmax(dim=-1)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Count one batch into ``val/loss`` and ``val/accuracy``; callbacks get its ``scores``."""
+        """Count one batch into ``val/loss`` and ``val/accuracy``; callbacks get its :meth:`outputs`."""
         return self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Count one batch into ``test/loss`` and ``test/accuracy``; callbacks get its ``scores``."""
+        """Count one batch into ``test/loss`` and ``test/accuracy``; callbacks get its :meth:`outputs`."""
         return self._evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
@@ -176,7 +183,8 @@ class ClassificationRule(LearningRule):
         if batch_idx == 0:
             self.check_batch(batch)
         x, target = batch[:2]
-        scores = self(x)
+        outputs = self.outputs(x)
+        scores = outputs["scores"]
         if scores.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"the network's scores have shape {tuple(scores.shape)}: num_classes={self.num_classes} asks for "
@@ -184,7 +192,7 @@ class ClassificationRule(LearningRule):
             )
         self._metric(stage, "loss").update(self.loss_function(scores, target), weight=len(target))
         self._metric(stage, "accuracy").update(scores, target)
-        return {"scores": scores}
+        return outputs
 
     def _log_metrics(self, stage: str) -> None:
         for name in ("loss", "accuracy"):
@@ -202,16 +210,16 @@ def accuracy(scores: Tensor, target: Tensor) -> Tensor:
     return (scores.argmax(dim=-1) == target).to(torch.float32).mean()
 
 
-def _network_factory(network: str | NetworkFactory) -> NetworkFactory:
+def _network_factory(network: str | NetworkFactory, presets: Mapping[str, NetworkFactory]) -> NetworkFactory:
     if not isinstance(network, str):
         return network
-    if network in PRESETS:
-        return PRESETS[network]
+    if network in presets:
+        return presets[network]
     module, _, name = network.rpartition(".")
     try:
         factory = getattr(import_module(module or "lightning_nobp.nn"), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"network={network!r} is not one of {', '.join(map(repr, PRESETS))}, nor a class path ({error})"
+            f"network={network!r} is not one of {', '.join(map(repr, presets))}, nor a class path ({error})"
         ) from error
     return cast(NetworkFactory, factory)

@@ -1,10 +1,13 @@
-"""The state of every global random generator, in a form that checkpoints may hold."""
+"""Random generators and their state, in a form that checkpoints may hold."""
 
 import random
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from lightning_nobp.rules.synchronisation import rank
 
 
 def collect_random_state() -> dict[str, Any]:
@@ -39,3 +42,31 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+class RankGenerator:
+    """A rule's own random numbers: others on each rank, and the same again after a restart.
+
+    Args:
+        seed: Of the main rank; the others count on from it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """The generator, on ``device``."""
+        if self._generator is None or self._generator.device != device:
+            self._generator = torch.Generator(device).manual_seed(self.seed + rank())
+        return self._generator
+
+    def reset(self, device: torch.device, state: Tensor | None = None) -> None:
+        """Start anew, or from a state."""
+        self._generator = None
+        if state is not None:
+            self.on(device).set_state(state.cpu())
+
+    def get_state(self) -> Tensor | None:
+        """Where it stands; None before the first number was drawn."""
+        return None if self._generator is None else self._generator.get_state()

@@ -13,9 +13,14 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def rank() -> int:
+    """Number of this process, 0 for the only one."""
+    return dist.get_rank() if is_distributed() else 0
+
+
 def is_main_rank() -> bool:
     """Whether this process is the first, or the only one."""
-    return not is_distributed() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def average_over_ranks(parameters: list[nn.Parameter], num_samples: int, loss: Tensor | None) -> Tensor | None:

@@ -1,0 +1,349 @@
+"""Layers that learn by Forward-Forward: each by a loss on its own activity.
+
+References:
+    Hinton, "The Forward-Forward Algorithm: Some Preliminary Investigations", arXiv 2212.13345.
+    Lee and Song, "SymBa: Symmetric Backpropagation-Free Contrastive Learning with Forward-Forward Algorithm for
+    Optimizing Convergence", arXiv 2303.08418.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_nobp.functional import forward_forward as ff
+from lightning_nobp.functional.backprop import conv2d_vjp
+from lightning_nobp.functional.forward_forward import GoodnessKind, NormaliseKind
+from lightning_nobp.nn.backprop import accumulate_grad
+
+GROUP = 2**20
+"""Bytes of activity that labels are tried on together: it stays in a core's cache."""
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+
+
+Slope = Callable[[Tensor, Tensor], Tensor]
+
+SLOPES: dict[str, Slope] = {
+    "relu": lambda z, h: (h > 0).to(h.dtype),
+    # Hinton's: units that are silent learn too, where a loss has more than a goodness in it.
+    "relu_full_grad": lambda z, h: torch.ones_like(h),
+    "gelu": lambda z, h: 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * _normal_density(z),
+    "tanh": lambda z, h: 1 - h.square(),
+    "softplus": lambda z, h: torch.sigmoid(z),
+}
+"""phi'(z) of the activations that have a closed form, from z and h = phi(z)."""
+
+
+class FFLayer(nn.Module):
+    """A layer ``h = phi(u W^T + c V^T + b)`` of normalised data u and a label's pattern c.
+
+    A subclass defines the product and its weight gradient.
+
+    Args:
+        weight_shape: Of the weight W; the first entry is the number of units or channels.
+        label_features: Entries of c, 0 for no label.
+        activation: ``'relu'``, ``'gelu'``, ``'tanh'``, ``'softplus'``, ``'relu_full_grad'`` (whose slope counts as one
+            everywhere), or another function of :mod:`torch.nn.functional`, which only autograd can train.
+        normalise: How data are normalised, see :func:`~lightning_nobp.functional.forward_forward.normalise_activity`.
+        goodness: See :func:`~lightning_nobp.functional.forward_forward.goodness`.
+        batch_norm: Whether the next layer's data are batch-normalised, unit by unit, before they are normalised.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+
+    peer_means: Tensor
+    """Running mean activity of each unit, for peer normalisation."""
+
+    def __init__(
+        self,
+        weight_shape: Sequence[int],
+        *,
+        label_features: int = 0,
+        activation: str = "relu",
+        normalise: NormaliseKind = "rms",
+        goodness: GoodnessKind = "mean_square",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in SLOPES and not callable(getattr(F, activation, None)):
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(map(repr, SLOPES))}")
+        for name, value, kinds in (("normalise", normalise, NormaliseKind), ("goodness", goodness, GoodnessKind)):
+            if value not in get_args(kinds):
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(kinds)))}")
+        self.label_features, self.activation = label_features, activation
+        self.normalise, self.goodness = normalise, goodness
+        units = weight_shape[0]
+        self.weight = nn.Parameter(torch.empty(*weight_shape))
+        self.bias = nn.Parameter(torch.empty(units))
+        self.label_weight = nn.Parameter(torch.empty(units, label_features)) if label_features else None
+        self.register_buffer("peer_means", torch.zeros(units))
+        kind = nn.BatchNorm2d if len(weight_shape) > 2 else nn.BatchNorm1d
+        self.batch_norm = kind(units, affine=False) if batch_norm else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform between plus and minus one over the square root of the number of inputs, as torch's layers."""
+        bound = 1 / math.sqrt(self.weight[0].numel() + self.label_features)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """Product of data and weight, ``(batch, units, ...)``, without the bias."""
+
+    @abstractmethod
+    def weight_gradient(self, x: Tensor, error: Tensor) -> Tensor:
+        """Gradient of the weight, from data and the derivative with respect to their product."""
+
+    def label_product(self, patterns: Tensor) -> Tensor:
+        """Product of patterns and label weight.
+
+        Args:
+            patterns: ``(labels, label_features)``, or of planes ``(labels, label_features, grid, grid)``.
+
+        Returns:
+            ``(labels, units)``, or ``(labels, units, grid, grid)``.
+        """
+        if self.label_weight is None:  # added to the data, and so under the data's weight
+            return self.product(patterns)
+        return torch.einsum("kp...,up->ku...", patterns, self.label_weight)
+
+    def add_label_gradient(self, patterns: Tensor, error: Tensor) -> None:
+        """Add the gradient of the label's weight, from the derivative with respect to :meth:`label_product`."""
+        if self.label_weight is None:
+            accumulate_grad(self.weight, self.weight_gradient(patterns, error))
+        else:
+            accumulate_grad(self.label_weight, torch.einsum("kp...,ku...->up", patterns, error))
+
+    def phi(self, z: Tensor) -> Tensor:
+        """The activation."""
+        if self.activation == "relu_full_grad":
+            return z + (F.relu(z) - z).detach()
+        h: Tensor = getattr(F, self.activation)(z)
+        return h
+
+    def output(self, h: Tensor) -> Tensor:
+        """What the next layer gets of the activity."""
+        return h
+
+    def normalised(self, h: Tensor) -> Tensor:
+        """Data for the next layer, ``(batch, ...)``."""
+        h = self.output(h)
+        return ff.normalise_activity(h if self.batch_norm is None else self.batch_norm(h), self.normalise)
+
+    def forward(self, u: Tensor, label: Tensor | None = None) -> Tensor:
+        """The activity, readably.
+
+        Args:
+            u: Normalised data, ``(batch, ...)``.
+            label: A pattern for each sample, ``(batch, label_features, ...)``.
+        """
+        z = self.product(u)
+        if label is not None:
+            z = z + spread(self.label_product(label), z.shape[2:])
+        return self.phi(z + per_unit(self.bias, z))
+
+
+def per_unit(values: Tensor, like: Tensor) -> Tensor:
+    """A value for each unit, ``(units,)``, in a shape that broadcasts with an activity ``(batch, units, ...)``."""
+    return values.view(-1, *[1] * (like.dim() - 2))
+
+
+def by_candidate(rows: Tensor, labels: Tensor) -> Tensor:
+    """Rows ordered by label first, as ``(candidates, batch, ...)``; one candidate where they serve all labels."""
+    return rows.view(-1, labels.shape[1], *rows.shape[1:])
+
+
+def spread(cells: Tensor, size: torch.Size) -> Tensor:
+    """Each cell of a grid, ``(rows, units, grid, grid)``, over its part of a map of ``size``, or what broadcasts so."""
+    return F.interpolate(cells, size) if cells.dim() > 2 and cells.shape[2] > 1 else cells
+
+
+def gathered(values: Tensor, grid: torch.Size) -> Tensor:
+    """The adjoint of :func:`spread`: sums of a map, ``(rows, units, ...)``, over the cells of a grid."""
+    if not grid:
+        return values
+    if grid.numel() == 1:
+        return values.sum((2, 3), keepdim=True)
+    shape = (*values.shape[:2], *grid)
+    sums: Tensor = torch.ops.aten.upsample_nearest2d_backward(values, values.shape[2:], shape)
+    return sums
+
+
+class FFLinear(FFLayer):
+    """A dense Forward-Forward layer.
+
+    Args:
+        in_features: Entries of the data.
+        out_features: Units.
+        **kwargs: See :class:`FFLayer`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, **kwargs: Any) -> None:
+        super().__init__((out_features, in_features), **kwargs)
+
+    def product(self, x: Tensor) -> Tensor:
+        """``x W^T``, ``(batch, out_features)``."""
+        return F.linear(x.flatten(1), self.weight)
+
+    def weight_gradient(self, x: Tensor, error: Tensor) -> Tensor:
+        """``error^T x``."""
+        return error.t() @ x.flatten(1)
+
+
+class FFConv2d(FFLayer):
+    """A convolutional Forward-Forward layer; its goodness is one number for the whole map.
+
+    Args:
+        in_channels: Channels of the data.
+        out_channels: Channels of the activity.
+        kernel_size: Height and width of the kernel.
+        stride: Of the kernel.
+        padding: Zeros at each side.
+        pool: Side of the windows whose maximum the next layer gets; 1 for no pooling.
+        **kwargs: See :class:`FFLayer`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        pool: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), **kwargs)
+        self.stride, self.padding, self.pool = stride, padding, pool
+
+    def product(self, x: Tensor) -> Tensor:
+        """The convolution, ``(batch, out_channels, height, width)``."""
+        return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+
+    def weight_gradient(self, x: Tensor, error: Tensor) -> Tensor:
+        """Correlation of data and error."""
+        stride, padding = (self.stride, self.stride), (self.padding, self.padding)
+        _, grad = conv2d_vjp(
+            error, x, self.weight, stride=stride, padding=padding, dilation=(1, 1), groups=1, needs_input_grad=False
+        )
+        assert grad is not None
+        return grad
+
+    def output(self, h: Tensor) -> Tensor:
+        """Maxima over windows."""
+        return F.max_pool2d(h, self.pool) if self.pool > 1 else h
+
+
+@dataclass
+class LayerPass:
+    """One layer's activity on several labels for each sample, with what its gradient needs.
+
+    Rows of ``z`` and ``h`` are ordered by label first: those of ``labels[0]``, then those of ``labels[1]``.
+    """
+
+    drive: "Drive"
+    labels: Tensor
+    """``(candidates, batch)``."""
+    z: Tensor
+    """Pre-activation, ``(candidates * batch, units, ...)``."""
+    h: Tensor
+    """Activity, in the same shape."""
+
+    @property
+    def layer(self) -> FFLayer:
+        """The layer."""
+        return self.drive.layer
+
+    def goodness(self) -> Tensor:
+        """Goodness of each label, ``(candidates, batch)``."""
+        h = self.h.float() if self.h.element_size() < 4 else self.h
+        return ff.goodness(h, self.layer.goodness).view_as(self.labels)
+
+    def add_gradients(self, q: Tensor, extra: Tensor | None = None) -> None:
+        """Add the gradient of the layer's own loss to its parameters.
+
+        Args:
+            q: Derivative of the loss with respect to the goodness, ``(candidates, batch)``.
+            extra: Derivative with respect to :attr:`h` of what else is in the loss.
+        """
+        layer = self.layer
+        # Where ReLU is flat its activity is zero, and so is the slope of every goodness.
+        flat = layer.activation.startswith("relu") and extra is None
+        slope = None if flat else SLOPES[layer.activation](self.z, self.h)
+        error = ff.local_error(self.h, q.flatten().to(self.h.dtype), layer.goodness, slope, extra)
+        self.drive.add_gradients(self.labels, error)
+
+
+@dataclass
+class Drive:
+    """What drives a layer, before it is known with which labels.
+
+    The product with the data is computed once for all labels: ``z = r (u W^T + T[y]) + b``, where ``T[y]`` is the
+    product of the pattern of y with the label's weight, and r normalises both.
+    """
+
+    layer: FFLayer
+    data: Tensor
+    """u, a row for each sample, or for each label of each sample."""
+    product: Tensor
+    """``u W^T``."""
+    patterns: Tensor | None
+    """Of each label and the neutral one, ``(num_classes + 1, features, ...)``; None where no label enters."""
+    scale: Tensor | None
+    """r, ``(batch, num_classes + 1)``; None where the data are normalised already."""
+
+    @property
+    def unit(self) -> float:
+        """Size of the goodness where every unit has the activity one."""
+        return float(self.product[0].numel()) if self.layer.goodness == "sum_square" else 1.0
+
+    def run(self, labels: Tensor) -> LayerPass:
+        """The layer's activity with ``labels``, ``(candidates, batch)``."""
+        # In float32, whatever the products were computed in.
+        z = by_candidate(self.product.to(self.layer.bias.dtype), labels)
+        if self.patterns is not None:
+            cells = self.layer.label_product(self.patterns).to(z.dtype)[labels.flatten()]
+            z = z + by_candidate(spread(cells, self.product.shape[2:]), labels)
+        if self.scale is not None:
+            z = z * self._scale_of(labels, z.dim())
+        z = (z + per_unit(self.layer.bias, self.product)).flatten(0, 1)
+        return LayerPass(self, labels, z, self.layer.phi(z))
+
+    def goodness(self, labels: Tensor) -> Tensor:
+        """Goodness of ``labels``, ``(candidates, batch)``, a few candidates at a time."""
+        together = max(1, GROUP // (self.product.numel() * self.product.element_size()))
+        return torch.cat([self.run(part).goodness() for part in torch.split(labels, together)])
+
+    def add_gradients(self, labels: Tensor, error: Tensor) -> None:
+        """Add gradients to the layer's parameters.
+
+        Args:
+            labels: ``(candidates, batch)``.
+            error: Derivative of the loss with respect to the pre-activation.
+        """
+        accumulate_grad(self.layer.bias, error.sum([0, *range(2, error.dim())]))
+        if self.scale is not None:
+            error = (by_candidate(error, labels) * self._scale_of(labels, error.dim() + 1)).flatten(0, 1)
+        if self.patterns is not None:
+            cells = gathered(error, self.patterns.shape[2:])
+            by_label = cells.new_zeros(len(self.patterns), *cells.shape[1:]).index_add_(0, labels.flatten(), cells)
+            self.layer.add_label_gradient(self.patterns, by_label)
+        if len(self.data) < len(error):
+            error = by_candidate(error, labels).sum(0)
+        accumulate_grad(self.layer.weight, self.layer.weight_gradient(self.data, error))
+
+    def _scale_of(self, labels: Tensor, dims: int) -> Tensor:
+        assert self.scale is not None
+        scale = self.scale.t().gather(0, labels)
+        return scale.view(*scale.shape, *[1] * (dims - 2))

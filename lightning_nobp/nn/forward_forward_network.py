@@ -1,0 +1,227 @@
+"""Networks of Forward-Forward layers: training passes and candidate labels."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nobp.nn.forward_forward import Drive, FFLayer, FFLinear, LayerPass
+from lightning_nobp.nn.labelled_input import LabelledInput
+
+LARGEST_CHUNK = 64 * 2**20
+"""Bytes of activity while many labels of many samples are tried."""
+
+
+class ForwardForwardNetwork(nn.Module):
+    """Layers that learn by Forward-Forward, and the label that enters them.
+
+    Args:
+        layers: In order. The first has as many ``label_features`` as the label, the others too if ``label_layers`` is
+            ``'all'``, otherwise none.
+        labelled_input: How the label enters.
+        label_layers: Whether the label enters the ``'first'`` layer only or ``'all'``. Beside the data of later layers
+            it has the same proportion as in the first.
+        stream: What goes from layer to layer: the activity on the ``'labelled'`` input, or that on the input with the
+            ``'neutral'`` label, so that all labels share one product with the data in every layer.
+
+    Raises:
+        ValueError: An unknown choice, or layers that do not fit the label.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[FFLayer],
+        labelled_input: LabelledInput,
+        *,
+        label_layers: Literal["first", "all"] = "first",
+        stream: Literal["labelled", "neutral"] = "labelled",
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError("layers is empty: a network needs at least one")
+        for name, value, choices in (
+            ("label_layers", label_layers, ("first", "all")),
+            ("stream", stream, ("labelled", "neutral")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+        if label_layers == "all" and labelled_input.mode in ("add", "none"):
+            raise ValueError(f"label_layers='all': label={labelled_input.mode!r} enters no layer behind the first")
+        if stream == "neutral" and label_layers == "first" and len(layers) > 1:
+            raise ValueError("stream='neutral' takes the label away between layers: it needs label_layers='all'")
+        for number, layer in enumerate(layers):
+            label_features = (
+                labelled_input.dense_features if isinstance(layer, FFLinear) else labelled_input.plane_features
+            )
+            expected = label_features if number == 0 or label_layers == "all" else 0
+            if layer.label_features != expected:
+                raise ValueError(f"layers[{number}] has label_features={layer.label_features}: give it {expected}")
+        self.layers, self.labelled_input = nn.ModuleList(layers), labelled_input
+        self.label_layers, self.stream, self.num_classes = label_layers, stream, labelled_input.num_classes
+
+    # Readable
+
+    def activities(self, x: Tensor, y: Tensor | None = None) -> Iterator[Tensor]:
+        """The activity of each layer on labelled samples, one label a sample; no gradient flows from layer to layer.
+
+        Args:
+            x: Samples, ``(batch, *input_shape)``.
+            y: Labels, ``(batch,)``; None for the neutral label.
+        """
+        neutral = torch.full((len(x),), self.num_classes, device=x.device)
+        y = neutral if y is None else y
+        first = self._layers()[0]
+        u, label = self.labelled_input(x, y, first.normalise)
+        v, no_label = self.labelled_input(x, neutral, first.normalise)
+        for layer, following in self._with_following():
+            h = layer(u, label)
+            yield h
+            if following is not None:
+                carried = layer(v, no_label) if self.stream == "neutral" else h
+                u = v = layer.normalised(carried.detach())
+                patterns = self._patterns(following, u)
+                label, no_label = (None, None) if patterns is None else (patterns[y], patterns[neutral])
+
+    # Fast
+
+    def passes(
+        self, x: Tensor, choose: Callable[[Drive], Tensor], *, top_k: int | None = None, detach: bool = True
+    ) -> Iterator[LayerPass]:
+        """The activity of each layer on several labels for each sample.
+
+        Args:
+            x: Samples, ``(batch, *input_shape)``.
+            choose: Called with what drives the first layer; gives the labels to try, ``(candidates, batch)``, of which
+                ``num_classes`` is the neutral one. With the neutral stream it is called for each layer.
+            top_k: Let so many labels through to layers behind the first, those of highest goodness there. With the
+                neutral stream, where more labels cost little, all.
+            detach: Whether gradients stop between layers.
+        """
+        drive = self._first_drive(x)
+        labels = choose(drive)
+        for layer, following in self._with_following():
+            current = drive.run(labels)
+            yield current
+            if following is None:
+                return
+            if self.stream == "neutral":
+                current = drive.run(labels.new_full((1, labels.shape[1]), self.num_classes))
+            elif top_k is not None and top_k < len(labels):
+                labels = labels.gather(0, current.goodness().topk(top_k, dim=0).indices)
+                current = drive.run(labels)
+            u = layer.normalised(current.h.detach() if detach else current.h)
+            drive = Drive(following, u, following.product(u), self._patterns(following, u), None)
+            labels = choose(drive) if self.stream == "neutral" else labels
+
+    def all_labels(self, drive: Drive) -> Tensor:
+        """Every label for every sample, ``(num_classes, batch)``: for :meth:`passes`."""
+        labels = torch.arange(self.num_classes, device=drive.data.device)
+        return labels.unsqueeze(1).expand(-1, len(drive.data))
+
+    def neutral_label(self, drive: Drive) -> Tensor:
+        """The neutral label for every sample, ``(1, batch)``: for :meth:`passes`."""
+        return torch.full((1, len(drive.data)), self.num_classes, device=drive.data.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Goodness of each label, summed over the layers, ``(batch, num_classes)``, of samples ``(batch, ...)``."""
+        return self.candidate_goodness(x).sum(-1)
+
+    def candidate_goodness(self, x: Tensor, top_k: int | None = None) -> Tensor:
+        """Goodness of each label in each layer.
+
+        Args:
+            x: Samples, ``(batch, *input_shape)``.
+            top_k: Try so many labels behind the first layer only, those of highest goodness there; the others get
+                less than the lowest of them. None for all, which is exact.
+
+        Returns:
+            ``(batch, num_classes, layers)``.
+        """
+        if torch.compiler.is_exporting() or torch.is_grad_enabled():
+            return self._candidates(x, top_k)
+        samples = self._samples_in_chunk(x)
+        return torch.cat([self._candidates(part, top_k) for part in torch.split(x, samples)])
+
+    def goodness_units(self) -> list[float]:
+        """Of each layer, the size of its goodness where every unit has the activity one."""
+        return [drive.unit for drive in self._drives()]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Batch normalisation by running statistics, which stay as they are, for a while."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def neutral_features(self, x: Tensor) -> list[Tensor]:
+        """Normalised activity of each layer under the neutral label, ``(batch, features)`` each.
+
+        Args:
+            x: Samples, ``(batch, *input_shape)``.
+        """
+        return [p.layer.normalised(p.h).flatten(1) for p in self.passes(x, self.neutral_label, detach=False)]
+
+    def _candidates(self, x: Tensor, top_k: int | None) -> Tensor:
+        passes = list(self._tried(x, top_k))
+        first = passes[0][1]
+        columns = [first]
+        for labels, goodness in passes[1:]:
+            if len(labels) < len(first):
+                # As far below the lowest of those that were tried as in the first layer.
+                kept = first.gather(0, labels).amin(0)
+                goodness = (first - kept + goodness.amin(0)).scatter(0, labels, goodness)
+            columns.append(goodness)
+        return torch.stack(columns).permute(2, 1, 0)
+
+    def _tried(self, x: Tensor, top_k: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        # One layer's activity is alive at a time.
+        for current in self.passes(x, self.all_labels, top_k=top_k, detach=False):
+            yield current.labels, current.goodness()
+
+    def _samples_in_chunk(self, x: Tensor) -> int:
+        widest = max(drive.product.numel() for drive in self._drives())
+        # Product, pre-activation, activity, and the data for the next layer.
+        return max(1, LARGEST_CHUNK // (4 * self.num_classes * widest * x.element_size()))
+
+    @torch.no_grad()
+    def _drives(self) -> list[Drive]:
+        """What drives each layer where the input is a single black sample."""
+        example = self._layers()[0].weight.new_zeros(1, *self.labelled_input.input_shape)
+        with self.evaluating():
+            return [current.drive for current in self.passes(example, self.neutral_label)]
+
+    def _first_drive(self, x: Tensor) -> Drive:
+        first, label = self._layers()[0], self.labelled_input
+        data = label.data(x)
+        scale = label.scale(data, first.normalise)
+        if label.mode != "none":
+            return Drive(first, data, first.product(data), self._patterns(first), scale)
+        u = data * scale[:, :1].view(-1, *[1] * (data.dim() - 1))
+        return Drive(first, u, first.product(u), None, None)
+
+    def _patterns(self, layer: FFLayer, data: Tensor | None = None) -> Tensor | None:
+        """What of each label, and the neutral one, a layer gets; ``data`` of layers behind the first."""
+        label = self.labelled_input
+        if label.mode == "none" or (data is not None and self.label_layers == "first"):
+            return None
+        length = label.amplitude
+        if data is not None:
+            # Normalised by rms, the features at a position have the length sqrt(features); by l2, all together 1.
+            positions = data[0].numel() / layer.weight.shape[1]
+            features = layer.weight.shape[1] if layer.normalise == "rms" else 1 / positions
+            length *= math.sqrt(features / label.data_features)
+        patterns = length * label.with_neutral().to(layer.weight.dtype)
+        return patterns.flatten(1) if isinstance(layer, FFLinear) else patterns
+
+    def _layers(self) -> list[FFLayer]:
+        return cast(list[FFLayer], list(self.layers))
+
+    def _with_following(self) -> list[tuple[FFLayer, FFLayer | None]]:
+        layers = self._layers()
+        return list(zip(layers, [*layers[1:], None], strict=True))

@@ -1,0 +1,59 @@
+"""A linear classifier on what Forward-Forward layers have learnt."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nobp.functional.backprop import bias_vjp, cross_entropy, linear_vjp
+from lightning_nobp.nn.backprop import accumulate_grad
+from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
+
+
+class NeutralReadout(nn.Module):
+    """Class scores from the normalised activity of some layers under the neutral label.
+
+    Only the classifier learns; the layers are taken as they are.
+
+    Args:
+        network: Whose activity is read; it stays outside of this module.
+        layers: Numbers of the layers, from 0.
+    """
+
+    def __init__(self, network: ForwardForwardNetwork, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        example = torch.zeros(1, *network.labelled_input.input_shape)
+        with torch.no_grad(), network.evaluating():
+            features = self.features(network, example).shape[1]
+        self.linear = nn.Linear(features, network.num_classes)
+
+    def features(self, network: ForwardForwardNetwork, x: Tensor) -> Tensor:
+        """What is read of samples ``(batch, *input_shape)``: ``(batch, features)``."""
+        features = network.neutral_features(x)
+        return torch.cat([features[number] for number in self.layers], dim=1)
+
+    def forward(self, network: ForwardForwardNetwork, x: Tensor) -> Tensor:
+        """Class scores ``(batch, num_classes)``."""
+        scores: Tensor = self.linear(self.features(network, x))
+        return scores
+
+    @torch.no_grad()
+    def add_gradients(self, network: ForwardForwardNetwork, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the cross-entropy, in closed form.
+
+        Args:
+            network: Whose activity is read.
+            x: Samples, ``(batch, *input_shape)``.
+            target: Class numbers, ``(batch,)``.
+
+        Returns:
+            The scores and the mean loss.
+        """
+        features = self.features(network, x)
+        scores = self.linear(features)
+        loss, grad = cross_entropy(scores, target)
+        _, weight_grad = linear_vjp(grad, features, self.linear.weight, needs_input_grad=False)
+        accumulate_grad(self.linear.weight, weight_grad)
+        accumulate_grad(self.linear.bias, bias_vjp(grad))
+        return scores, loss

@@ -1,0 +1,187 @@
+"""How the label of a sample enters a Forward-Forward network."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_nobp.functional.forward_forward import NormaliseKind, PatternKind, class_patterns
+
+LabelMode = Literal["overlay", "append", "icp", "add", "none"]
+_MODES = ("overlay", "append", "icp", "add", "none")
+
+
+class LabelledInput(nn.Module):
+    """An input with a label in it: ``[x ; a c(y)]``, normalised as a whole.
+
+    ``c(y)`` is the pattern of class y, of length one. The *neutral* label, the mean of all patterns, stands for no
+    label at all.
+
+    Args:
+        input_shape: Shape of one sample.
+        num_classes: Number of labels.
+        mode: ``'overlay'``, one-hot in place of the first values of the sample; ``'append'``, one-hot as further
+            features; ``'icp'``, a random pattern as further features (Intrinsic Class Pattern); ``'add'``, a random
+            pattern as large as the sample, added to it; ``'none'``, no label.
+        planes: Whether samples are images whose features are channels, so that a pattern is a plane for each of its
+            features; otherwise a sample is one flat vector.
+        pattern_dim: Features of a random pattern.
+        pattern_grid: Cells on a side of a plane; each has a pattern of its own. 1 for constant planes.
+        pattern: Distribution of random patterns: ``'normal'``, ``'uniform'``, ``'bernoulli'`` or ``'orthogonal'``.
+        amplitude: Length a of a label, in units of the input. None for half the length of an input with unit
+            variance; of planes, at each position.
+        patterns: Patterns of your own, ``(num_classes, features)``, for ``'icp'`` and ``'add'``: all different, all of
+            the same length.
+        seed: Of random patterns.
+
+    Raises:
+        ValueError: An argument outside its range, or patterns that leak or hide the class.
+    """
+
+    patterns: Tensor
+    """``(num_classes, features)``, or of planes ``(num_classes, features, grid, grid)``; of unit length."""
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        mode: LabelMode = "overlay",
+        *,
+        planes: bool = False,
+        pattern_dim: int = 100,
+        pattern_grid: int = 1,
+        pattern: PatternKind = "normal",
+        amplitude: float | None = None,
+        patterns: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if mode not in _MODES:
+            raise ValueError(f"label={mode!r} is not one of {', '.join(map(repr, _MODES))}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: a label needs at least two")
+        if amplitude is not None and not (amplitude > 0 and math.isfinite(amplitude)):
+            raise ValueError(f"amplitude={amplitude} must be positive and finite")
+        if pattern_grid < 1 or (pattern_grid > 1 and not planes):
+            raise ValueError(f"pattern_grid={pattern_grid}: only planes have cells, at least 1 on a side")
+        self.input_shape, self.num_classes, self.mode, self.planes = tuple(input_shape), num_classes, mode, planes
+        # What a position of planes, or the whole sample, holds.
+        self.data_features = self.input_shape[0] if planes else math.prod(self.input_shape)
+        self.amplitude = 0.5 * math.sqrt(self.data_features) if amplitude is None else float(amplitude)
+        self._check_shape()
+        if patterns is None:
+            patterns = self._patterns(pattern_dim, pattern_grid, pattern, seed)
+        else:
+            _check_patterns(patterns, self.num_classes, self.data_features if mode == "add" else None)
+            patterns = F.normalize(patterns, dim=1)[(..., None, None) if planes else ...]
+        self.register_buffer("patterns", patterns)
+
+    def _check_shape(self) -> None:
+        if self.planes and (len(self.input_shape) != 3 or self.mode in ("overlay", "add")):
+            raise ValueError(
+                f"label={self.mode!r} with input_shape={self.input_shape}: a convolutional network takes images "
+                "(channels, height, width), and its labels as planes, label='append' or 'icp'"
+            )
+        if self.mode == "overlay" and self.data_features < self.num_classes:
+            raise ValueError(
+                f"label='overlay' needs at least num_classes={self.num_classes} input values, not "
+                f"{self.data_features}: use label='append'"
+            )
+
+    def _patterns(self, dim: int, grid: int, kind: PatternKind, seed: int) -> Tensor:
+        cells = grid * grid
+        if self.mode == "none":
+            return torch.zeros(self.num_classes, 0, *[1, 1][: 2 * self.planes])
+        if self.mode in ("overlay", "append"):
+            # One plane for each class and cell.
+            patterns = torch.eye(self.num_classes * cells).view(self.num_classes, cells, -1)
+        else:
+            dim = self.data_features if self.mode == "add" else dim
+            generator = torch.Generator().manual_seed(seed)
+            patterns = torch.stack([class_patterns(self.num_classes, dim, kind, generator) for _ in range(cells)], 1)
+        if not self.planes:
+            return patterns.squeeze(1)
+        return patterns.transpose(1, 2).reshape(self.num_classes, -1, grid, grid)
+
+    @property
+    def dense_features(self) -> int:
+        """Features that the label brings to a dense layer, those of all cells; 0 where it lies within the data."""
+        return 0 if self.mode in ("add", "none") else self.patterns[0].numel()
+
+    @property
+    def plane_features(self) -> int:
+        """Planes that the label brings to a convolution."""
+        return self.patterns.shape[1]
+
+    def with_neutral(self) -> Tensor:
+        """The patterns, and the neutral label as one more."""
+        return torch.cat([self.patterns, self.patterns.mean(0, keepdim=True)])
+
+    def data(self, x: Tensor) -> Tensor:
+        """What of the sample ``x`` stays beside its label: ``(batch, features)``, or ``(batch, channels, ...)``."""
+        if self.planes:
+            return x
+        x = x.flatten(1)
+        if self.mode != "overlay":
+            return x
+        return torch.cat([torch.zeros_like(x[:, : self.num_classes]), x[:, self.num_classes :]], 1)
+
+    def scale(self, data: Tensor, normalise: NormaliseKind, eps: float = 1e-12) -> Tensor:
+        """What normalises each labelled sample.
+
+        Args:
+            data: From :meth:`data`.
+            normalise: See :func:`~lightning_nobp.functional.forward_forward.normalise_activity`.
+            eps: As there.
+
+        Returns:
+            ``(batch, num_classes + 1)``, for each label and the neutral one.
+        """
+        label = self.amplitude * self.with_neutral().to(data.dtype)
+        flat, label_size = data.flatten(1), label[0].numel()
+        # Each cell of a plane covers as many positions as the others, and all have the same length.
+        repeats = math.prod(data.shape[2:]) / math.prod(label.shape[2:])
+        squares = flat.square().sum(1, keepdim=True) + repeats * label.flatten(1).square().sum(1)
+        size = flat.shape[1] + (repeats * label_size if self.mode in ("append", "icp") else 0)
+        if self.mode == "add":
+            squares = squares + 2 * flat @ label.t()
+        return torch.rsqrt(squares / size + eps) if normalise == "rms" else 1 / (squares.sqrt() + eps)
+
+    def forward(self, x: Tensor, y: Tensor, normalise: NormaliseKind = "rms") -> tuple[Tensor, Tensor | None]:
+        """Labelled samples, normalised as a whole, readably.
+
+        Args:
+            x: Samples, ``(batch, *input_shape)``.
+            y: Labels, ``(batch,)``; ``num_classes`` is the neutral one.
+            normalise: See :func:`~lightning_nobp.functional.forward_forward.normalise_activity`.
+
+        Returns:
+            Data and label, ``(batch, features, ...)``; no label where it lies within the data, or is none.
+        """
+        data, label = self.data(x), self.amplitude * self.with_neutral().to(x.dtype)[y]
+        scale = self.scale(data, normalise).gather(1, y.unsqueeze(1))
+        if self.mode in ("add", "none"):
+            return (data if self.mode == "none" else data + label) * scale.view(-1, *[1] * (data.dim() - 1)), None
+        return data * scale.view(-1, *[1] * (data.dim() - 1)), label * scale.view(-1, *[1] * (label.dim() - 1))
+
+    def extra_repr(self) -> str:
+        """What distinguishes one from another."""
+        return f"mode={self.mode!r}, num_classes={self.num_classes}, amplitude={self.amplitude:g}"
+
+
+def _check_patterns(patterns: Tensor, num_classes: int, features: int | None) -> None:
+    shape = tuple(patterns.shape)
+    if len(shape) != 2 or shape[0] != num_classes or (features is not None and shape[1] != features):
+        expected = f"({num_classes}, {'features' if features is None else features})"
+        raise ValueError(f"patterns of shape {shape} must have the shape {expected}: a row for each class")
+    if len(torch.unique(patterns, dim=0)) < num_classes:
+        raise ValueError("patterns has two equal rows: the network could not tell those classes apart")
+    lengths = patterns.norm(dim=1)
+    if not torch.allclose(lengths, lengths[:1].expand_as(lengths), rtol=1e-4) or not lengths[0] > 0:
+        raise ValueError(
+            f"patterns of lengths from {float(lengths.min()):.3g} to {float(lengths.max()):.3g} would tell the class "
+            "by the length of the input: divide each row by its norm"
+        )
