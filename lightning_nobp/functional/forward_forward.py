@@ -362,16 +362,17 @@ def class_patterns(
     """
     if dim < 1 or (kind == "orthogonal" and dim < num_classes) or (kind == "bernoulli" and 2**dim <= num_classes):
         raise ValueError(f"pattern_dim={dim} is too small for {num_classes} patterns of the kind {kind!r}")
+    device = torch.device("cpu") if generator is None else generator.device
     if kind == "orthogonal":
-        basis: Tensor = torch.linalg.qr(torch.randn(dim, num_classes, generator=generator))[0]
+        basis: Tensor = torch.linalg.qr(torch.randn(dim, num_classes, generator=generator, device=device))[0]
         return basis.t().contiguous()
     while True:
         if kind == "normal":
-            patterns = torch.randn(num_classes, dim, generator=generator)
+            patterns = torch.randn(num_classes, dim, generator=generator, device=device)
         elif kind == "uniform":
-            patterns = 2 * torch.rand(num_classes, dim, generator=generator) - 1
+            patterns = 2 * torch.rand(num_classes, dim, generator=generator, device=device) - 1
         elif kind == "bernoulli":
-            patterns = (torch.rand(num_classes, dim, generator=generator) < 0.5).float()
+            patterns = (torch.rand(num_classes, dim, generator=generator, device=device) < 0.5).float()
         else:
             raise ValueError(f"pattern={kind!r} is not one of {', '.join(map(repr, get_args(PatternKind)))}")
         unit = F.normalize(patterns, dim=1)

@@ -125,7 +125,9 @@ class FFLayer(nn.Module):
             accumulate_grad(self.label_weight, torch.einsum("kp...,ku...->up", patterns, error))
 
     def phi(self, z: Tensor) -> Tensor:
-        """The activation."""
+        """The activation; written over ``z`` where neither autograd nor a slope needs it."""
+        if self.activation == "relu" and not torch.is_grad_enabled():
+            return F.relu_(z)
         if self.activation == "relu_full_grad":
             return z + (F.relu(z) - z).detach()
         h: Tensor = getattr(F, self.activation)(z)
@@ -256,7 +258,7 @@ class LayerPass:
     labels: Tensor
     """``(candidates, batch)``."""
     z: Tensor
-    """Pre-activation, ``(candidates * batch, units, ...)``."""
+    """Pre-activation, ``(candidates * batch, units, ...)``; of ReLU without autograd, overwritten by the activity."""
     h: Tensor
     """Activity, in the same shape."""
 
@@ -310,14 +312,17 @@ class Drive:
 
     def run(self, labels: Tensor) -> LayerPass:
         """The layer's activity with ``labels``, ``(candidates, batch)``."""
-        # In float32, whatever the products were computed in.
+        # In the dtype of the weights, whatever the products were computed in.
         z = by_candidate(self.product.to(self.layer.bias.dtype), labels)
         if self.patterns is not None:
             cells = self.layer.label_product(self.patterns).to(z.dtype)[labels.flatten()]
             z = z + by_candidate(spread(cells, self.product.shape[2:]), labels)
+            del cells
+        # From here on in place, in memory of its own.
         if self.scale is not None:
-            z = z * self._scale_of(labels, z.dim())
-        z = (z + per_unit(self.layer.bias, self.product)).flatten(0, 1)
+            z.mul_(self._scale_of(labels, z.dim()))
+        bias = per_unit(self.layer.bias, self.product)
+        z = (z + bias if self.patterns is None else z.add_(bias)).flatten(0, 1)
         return LayerPass(self, labels, z, self.layer.phi(z))
 
     def goodness(self, labels: Tensor) -> Tensor:

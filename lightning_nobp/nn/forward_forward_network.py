@@ -113,6 +113,7 @@ class ForwardForwardNetwork(nn.Module):
                 labels = labels.gather(0, current.goodness().topk(top_k, dim=0).indices)
                 current = drive.run(labels)
             u = layer.normalised(current.h.detach() if detach else current.h)
+            del current, drive  # What is not needed any more makes room for the next layer.
             drive = Drive(following, u, following.product(u), self._patterns(following, u), None)
             labels = choose(drive) if self.stream == "neutral" else labels
 
@@ -168,10 +169,9 @@ class ForwardForwardNetwork(nn.Module):
         return [p.layer.normalised(p.h).flatten(1) for p in self.passes(x, self.neutral_label, detach=False)]
 
     def _candidates(self, x: Tensor, top_k: int | None) -> Tensor:
-        passes = list(self._tried(x, top_k))
-        first = passes[0][1]
+        (_, first), *others = self._tried(x, top_k)
         columns = [first]
-        for labels, goodness in passes[1:]:
+        for labels, goodness in others:
             if len(labels) < len(first):
                 # As far below the lowest of those that were tried as in the first layer.
                 kept = first.gather(0, labels).amin(0)
@@ -180,9 +180,10 @@ class ForwardForwardNetwork(nn.Module):
         return torch.stack(columns).permute(2, 1, 0)
 
     def _tried(self, x: Tensor, top_k: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        # One layer's activity is alive at a time.
         for current in self.passes(x, self.all_labels, top_k=top_k, detach=False):
-            yield current.labels, current.goodness()
+            found = current.labels, current.goodness()
+            del current  # One layer's activity is alive at a time.
+            yield found
 
     def _samples_in_chunk(self, x: Tensor) -> int:
         widest = max(drive.product.numel() for drive in self._drives())

@@ -311,9 +311,9 @@ class ForwardForward(ClassificationRule):
     def _wrong_labels(self, batch: Sequence[Tensor], drive: Drive, generator: torch.Generator) -> Tensor:
         x, target = batch[:2]
         network = self._network
-        if self.negatives == "given":
+        if self.negatives == "given" and len(batch) > 2:
             return batch[2]
-        if self.negatives == "random":
+        if self.negatives in ("random", "given"):  # Validation comes without wrong labels.
             return ff.sample_wrong_labels(target, network.num_classes, generator)
         if self.hard_scope in ("first", "each"):
             scores = drive.goodness(network.all_labels(drive)).t() / drive.unit

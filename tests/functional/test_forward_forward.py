@@ -22,7 +22,7 @@ def random(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("loss", "kind", "activation"), itertools.product(LOSSES, KINDS, ACTIVATIONS))
+@pytest.mark.parametrize(("loss", "kind", "activation"), list(itertools.product(LOSSES, KINDS, ACTIVATIONS)))
 def test_closed_form_equals_autograd(loss, kind, activation):
     phi, slope = ACTIVATIONS[activation]
     u = random(12, 7)
