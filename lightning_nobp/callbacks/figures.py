@@ -207,7 +207,7 @@ def _add_histogram(writer: Any, name: str, counts: Tensor, edges: Tensor, step: 
 
 def _step(trainer: Trainer) -> int:
     """Where metrics are logged at this moment: the batch, of which several may make one step of the optimizer."""
-    return trainer.fit_loop.total_batch_idx
+    return max(0, trainer.fit_loop.total_batch_idx)
 
 
 def _leaves_nothing(trainer: Trainer) -> bool:

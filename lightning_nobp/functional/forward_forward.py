@@ -60,10 +60,14 @@ def goodness(h: Tensor, kind: GoodnessKind = "mean_square", dim: int | tuple[int
 
 def goodness_slope(h: Tensor, kind: GoodnessKind = "mean_square") -> Tensor:
     """Derivative of the goodness over all dimensions but the first with respect to ``h``, in the shape of ``h``."""
-    size = h[0].numel()
     if kind == "mean_abs":
-        return h.sign() / size
-    return h * {"mean_square": 2 / size, "sum_square": 2.0, "negative": -2 / size}[kind]
+        return h.sign() / h[0].numel()
+    return h * _square_slope(kind, h)
+
+
+def _square_slope(kind: GoodnessKind, h: Tensor) -> float:
+    """Derivative of the goodness divided by ``h``, where it is made of squares."""
+    return {"sum_square": 2.0, "mean_square": 2 / h[0].numel(), "negative": -2 / h[0].numel()}[kind]
 
 
 def normalise_activity(h: Tensor, kind: NormaliseKind = "rms", eps: float = 1e-12) -> Tensor:
@@ -265,7 +269,9 @@ def local_error(
     Returns:
         The shape of ``h``.
     """
-    error = goodness_slope(h, kind).mul_(q.view(-1, *[1] * (h.dim() - 1)))
+    q = q.view(-1, *[1] * (h.dim() - 1))
+    # One pass over the activity: it may be large.
+    error = h.sign().mul_(q / h[0].numel()) if kind == "mean_abs" else h * (q * _square_slope(kind, h))
     if extra is not None:
         error = error.add_(extra)
     return error if slope is None else error.mul_(slope)

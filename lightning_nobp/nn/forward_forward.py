@@ -313,17 +313,26 @@ class Drive:
     def run(self, labels: Tensor) -> LayerPass:
         """The layer's activity with ``labels``, ``(candidates, batch)``."""
         # In the dtype of the weights, whatever the products were computed in.
-        z = by_candidate(self.product.to(self.layer.bias.dtype), labels)
-        if self.patterns is not None:
-            cells = self.layer.label_product(self.patterns).to(z.dtype)[labels.flatten()]
-            z = z + by_candidate(spread(cells, self.product.shape[2:]), labels)
-            del cells
-        # From here on in place, in memory of its own.
-        if self.scale is not None:
-            z.mul_(self._scale_of(labels, z.dim()))
+        drive = by_candidate(self.product.to(self.layer.bias.dtype), labels)
         bias = per_unit(self.layer.bias, self.product)
-        z = (z + bias if self.patterns is None else z.add_(bias)).flatten(0, 1)
+        if self.patterns is None:
+            z = drive + bias
+        elif self.scale is None:
+            z = drive + (self._of_labels(labels) + bias)
+        else:
+            scale = self._scale_of(labels, drive.dim())
+            z = torch.addcmul(drive * scale + bias, scale, self._of_labels(labels))
+        z = z.expand(*labels.shape, *z.shape[2:]).flatten(0, 1)
         return LayerPass(self, labels, z, self.layer.phi(z))
+
+    def _of_labels(self, labels: Tensor) -> Tensor:
+        """``T[y]``, in a shape that broadcasts with ``(candidates, batch, units, ...)``."""
+        assert self.patterns is not None
+        # The same labels for all samples, an expanded tensor, need be looked up once.
+        few = labels[:, :1] if labels.stride(1) == 0 else labels
+        products = self.layer.label_product(self.patterns).to(self.layer.bias.dtype)
+        cells = spread(products.index_select(0, few.flatten()), self.product.shape[2:])
+        return by_candidate(cells, few)
 
     def goodness(self, labels: Tensor) -> Tensor:
         """Goodness of ``labels``, ``(candidates, batch)``, a few candidates at a time."""
@@ -350,5 +359,7 @@ class Drive:
 
     def _scale_of(self, labels: Tensor, dims: int) -> Tensor:
         assert self.scale is not None
-        scale = self.scale.t().gather(0, labels)
+        # Only a label that is added to the data changes their length by more or less than another one.
+        few = labels if self.layer.label_weight is None else labels[:1]
+        scale = self.scale.t().gather(0, few)
         return scale.view(*scale.shape, *[1] * (dims - 2))

@@ -94,8 +94,9 @@ class ForwardForwardNetwork(nn.Module):
 
         Args:
             x: Samples, ``(batch, *input_shape)``.
-            choose: Called with what drives the first layer; gives the labels to try, ``(candidates, batch)``, of which
-                ``num_classes`` is the neutral one. With the neutral stream it is called for each layer.
+            choose: Called with what drives the first layer; gives the labels to try, ``(candidates, batch)``. The
+                neutral label, ``num_classes``, does not mix with others. With the neutral stream it is called for each
+                layer.
             top_k: Let so many labels through to layers behind the first, those of highest goodness there. With the
                 neutral stream, where more labels cost little, all.
             detach: Whether gradients stop between layers.
@@ -108,7 +109,7 @@ class ForwardForwardNetwork(nn.Module):
             if following is None:
                 return
             if self.stream == "neutral":
-                current = drive.run(labels.new_full((1, labels.shape[1]), self.num_classes))
+                current = drive.run(self.neutral_label(drive))
             elif top_k is not None and top_k < len(labels):
                 labels = labels.gather(0, current.goodness().topk(top_k, dim=0).indices)
                 current = drive.run(labels)
@@ -124,7 +125,7 @@ class ForwardForwardNetwork(nn.Module):
 
     def neutral_label(self, drive: Drive) -> Tensor:
         """The neutral label for every sample, ``(1, batch)``: for :meth:`passes`."""
-        return torch.full((1, len(drive.data)), self.num_classes, device=drive.data.device)
+        return torch.full((1, 1), self.num_classes, device=drive.data.device).expand(-1, len(drive.data))
 
     def forward(self, x: Tensor) -> Tensor:
         """Goodness of each label, summed over the layers, ``(batch, num_classes)``, of samples ``(batch, ...)``."""

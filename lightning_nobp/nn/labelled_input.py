@@ -141,11 +141,13 @@ class LabelledInput(nn.Module):
             ``(batch, num_classes + 1)``, for each label and the neutral one.
         """
         label = self.amplitude * self.with_neutral().to(data.dtype)
-        flat, label_size = data.flatten(1), label[0].numel()
+        flat, lengths = data.flatten(1), label.flatten(1).square().sum(1)
+        # Equal, and so equal to the last bit; only the neutral label is shorter.
+        lengths[:-1] = lengths[:-1].mean()
         # Each cell of a plane covers as many positions as the others, and all have the same length.
         repeats = math.prod(data.shape[2:]) / math.prod(label.shape[2:])
-        squares = flat.square().sum(1, keepdim=True) + repeats * label.flatten(1).square().sum(1)
-        size = flat.shape[1] + (repeats * label_size if self.mode in ("append", "icp") else 0)
+        squares = flat.square().sum(1, keepdim=True) + repeats * lengths
+        size = flat.shape[1] + (repeats * label[0].numel() if self.mode in ("append", "icp") else 0)
         if self.mode == "add":
             squares = squares + 2 * flat @ label.t()
         return torch.rsqrt(squares / size + eps) if normalise == "rms" else 1 / (squares.sqrt() + eps)
