@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional import forward_forward as ff
-from lightning_nobp.functional.backprop import conv2d_vjp
+from lightning_nobp.functional.backprop import conv2d_vjp, max_pool2d_vjp
 from lightning_nobp.functional.forward_forward import GoodnessKind, NormaliseKind
 from lightning_nobp.nn.backprop import accumulate_grad
 
@@ -91,18 +91,31 @@ class FFLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform between plus and minus one over the square root of the number of inputs, as torch's layers."""
-        bound = 1 / math.sqrt(self.weight[0].numel() + self.label_features)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        """Normal numbers as He draws them for ReLU: with normalised data, the mean goodness starts near one."""
+        deviation = math.sqrt(2 / (self.fan_in + self.label_features))
+        for weight in (self.weight, self.label_weight):
+            if weight is not None:
+                nn.init.normal_(weight, std=deviation)
+        nn.init.zeros_(self.bias)
+
+    @property
+    def fan_in(self) -> int:
+        """Values of the data that a unit sees."""
+        return self.weight[0].numel()
 
     @abstractmethod
-    def product(self, x: Tensor) -> Tensor:
-        """Product of data and weight, ``(batch, units, ...)``, without the bias."""
+    def product(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Product of data and weight, ``(batch, units, ...)``, without the bias, and what its gradient needs."""
 
     @abstractmethod
-    def weight_gradient(self, x: Tensor, error: Tensor) -> Tensor:
-        """Gradient of the weight, from data and the derivative with respect to their product."""
+    def weight_gradient(self, x: Tensor, error: Tensor, context: Any) -> Tensor:
+        """Gradient of the weight.
+
+        Args:
+            x: The data.
+            error: Derivative with respect to :meth:`product`.
+            context: What that left behind.
+        """
 
     def label_product(self, patterns: Tensor) -> Tensor:
         """Product of patterns and label weight.
@@ -114,13 +127,13 @@ class FFLayer(nn.Module):
             ``(labels, units)``, or ``(labels, units, grid, grid)``.
         """
         if self.label_weight is None:  # added to the data, and so under the data's weight
-            return self.product(patterns)
+            return self.product(patterns)[0]
         return torch.einsum("kp...,up->ku...", patterns, self.label_weight)
 
     def add_label_gradient(self, patterns: Tensor, error: Tensor) -> None:
         """Add the gradient of the label's weight, from the derivative with respect to :meth:`label_product`."""
         if self.label_weight is None:
-            accumulate_grad(self.weight, self.weight_gradient(patterns, error))
+            accumulate_grad(self.weight, self.weight_gradient(patterns, error, None))
         else:
             accumulate_grad(self.label_weight, torch.einsum("kp...,ku...->up", patterns, error))
 
@@ -133,13 +146,8 @@ class FFLayer(nn.Module):
         h: Tensor = getattr(F, self.activation)(z)
         return h
 
-    def output(self, h: Tensor) -> Tensor:
-        """What the next layer gets of the activity."""
-        return h
-
     def normalised(self, h: Tensor) -> Tensor:
         """Data for the next layer, ``(batch, ...)``."""
-        h = self.output(h)
         return ff.normalise_activity(h if self.batch_norm is None else self.batch_norm(h), self.normalise)
 
     def forward(self, u: Tensor, label: Tensor | None = None) -> Tensor:
@@ -149,7 +157,7 @@ class FFLayer(nn.Module):
             u: Normalised data, ``(batch, ...)``.
             label: A pattern for each sample, ``(batch, label_features, ...)``.
         """
-        z = self.product(u)
+        z, _ = self.product(u)
         if label is not None:
             z = z + spread(self.label_product(label), z.shape[2:])
         return self.phi(z + per_unit(self.bias, z))
@@ -193,17 +201,20 @@ class FFLinear(FFLayer):
     def __init__(self, in_features: int, out_features: int, **kwargs: Any) -> None:
         super().__init__((out_features, in_features), **kwargs)
 
-    def product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> tuple[Tensor, None]:
         """``x W^T``, ``(batch, out_features)``."""
-        return F.linear(x.flatten(1), self.weight)
+        return F.linear(x.flatten(1), self.weight), None
 
-    def weight_gradient(self, x: Tensor, error: Tensor) -> Tensor:
+    def weight_gradient(self, x: Tensor, error: Tensor, context: None) -> Tensor:
         """``error^T x``."""
         return error.t() @ x.flatten(1)
 
 
 class FFConv2d(FFLayer):
-    """A convolutional Forward-Forward layer; its goodness is one number for the whole map.
+    """A convolutional Forward-Forward layer: convolution, maximum over windows, label, bias, activation.
+
+    Its goodness is one number for the whole map. A label that is constant in each window commutes with the maximum,
+    which therefore comes first: on a smaller map, and once for all labels.
 
     Args:
         in_channels: Channels of the data.
@@ -211,7 +222,7 @@ class FFConv2d(FFLayer):
         kernel_size: Height and width of the kernel.
         stride: Of the kernel.
         padding: Zeros at each side.
-        pool: Side of the windows whose maximum the next layer gets; 1 for no pooling.
+        pool: Side of the windows; 1 for none.
         **kwargs: See :class:`FFLayer`.
     """
 
@@ -229,22 +240,24 @@ class FFConv2d(FFLayer):
         super().__init__((out_channels, in_channels, kernel_size, kernel_size), **kwargs)
         self.stride, self.padding, self.pool = stride, padding, pool
 
-    def product(self, x: Tensor) -> Tensor:
-        """The convolution, ``(batch, out_channels, height, width)``."""
-        return F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+    def product(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, torch.Size] | None]:
+        """The convolution and its maxima, ``(batch, out_channels, height, width)``; where they came from."""
+        y = F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
+        if self.pool == 1:
+            return y, None
+        maxima, indices = F.max_pool2d(y, self.pool, return_indices=True)
+        return maxima, (indices, y.shape)
 
-    def weight_gradient(self, x: Tensor, error: Tensor) -> Tensor:
-        """Correlation of data and error."""
+    def weight_gradient(self, x: Tensor, error: Tensor, context: tuple[Tensor, torch.Size] | None) -> Tensor:
+        """Correlation of the data and the error, sent back to where the maxima came from."""
+        if context is not None:
+            error = max_pool2d_vjp(error, *context)
         stride, padding = (self.stride, self.stride), (self.padding, self.padding)
         _, grad = conv2d_vjp(
             error, x, self.weight, stride=stride, padding=padding, dilation=(1, 1), groups=1, needs_input_grad=False
         )
         assert grad is not None
         return grad
-
-    def output(self, h: Tensor) -> Tensor:
-        """Maxima over windows."""
-        return F.max_pool2d(h, self.pool) if self.pool > 1 else h
 
 
 @dataclass
@@ -298,12 +311,14 @@ class Drive:
     layer: FFLayer
     data: Tensor
     """u, a row for each sample, or for each label of each sample."""
-    product: Tensor
-    """``u W^T``."""
     patterns: Tensor | None
     """Of each label and the neutral one, ``(num_classes + 1, features, ...)``; None where no label enters."""
-    scale: Tensor | None
+    scale: Tensor | None = None
     """r, ``(batch, num_classes + 1)``; None where the data are normalised already."""
+
+    def __post_init__(self) -> None:
+        """Compute ``u W^T``."""
+        self.product, self._context = self.layer.product(self.data)
 
     @property
     def unit(self) -> float:
@@ -355,7 +370,7 @@ class Drive:
             self.layer.add_label_gradient(self.patterns, by_label)
         if len(self.data) < len(error):
             error = by_candidate(error, labels).sum(0)
-        accumulate_grad(self.layer.weight, self.layer.weight_gradient(self.data, error))
+        accumulate_grad(self.layer.weight, self.layer.weight_gradient(self.data, error, self._context))
 
     def _scale_of(self, labels: Tensor, dims: int) -> Tensor:
         assert self.scale is not None

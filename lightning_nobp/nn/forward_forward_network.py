@@ -8,6 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.functional import forward_forward as ff
 from lightning_nobp.nn.forward_forward import Drive, FFLayer, FFLinear, LayerPass
 from lightning_nobp.nn.labelled_input import LabelledInput
 
@@ -73,17 +74,27 @@ class ForwardForwardNetwork(nn.Module):
         """
         neutral = torch.full((len(x),), self.num_classes, device=x.device)
         y = neutral if y is None else y
-        first = self._layers()[0]
-        u, label = self.labelled_input(x, y, first.normalise)
-        v, no_label = self.labelled_input(x, neutral, first.normalise)
+        u, label = self._labelled(x, y)
+        v, no_label = self._labelled(x, neutral)
         for layer, following in self._with_following():
             h = layer(u, label)
             yield h
             if following is not None:
                 carried = layer(v, no_label) if self.stream == "neutral" else h
                 u = v = layer.normalised(carried.detach())
-                patterns = self._patterns(following, u)
+                patterns = self._patterns(following)
                 label, no_label = (None, None) if patterns is None else (patterns[y], patterns[neutral])
+
+    def _labelled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised samples, and their labels where these are no part of them."""
+        first, labelled = self._layers()[0], self.labelled_input
+        data, patterns = labelled.data(x), self._patterns(first)
+        if patterns is None or labelled.planes:
+            return ff.normalise_activity(data, first.normalise), None if patterns is None else patterns[y]
+        if labelled.mode == "add":
+            return ff.normalise_activity(data + patterns[y], first.normalise), None
+        scale = labelled.scale(data, patterns, first.normalise).gather(1, y.unsqueeze(1))
+        return data * scale, patterns[y] * scale
 
     # Fast
 
@@ -115,7 +126,7 @@ class ForwardForwardNetwork(nn.Module):
                 current = drive.run(labels)
             u = layer.normalised(current.h.detach() if detach else current.h)
             del current, drive  # What is not needed any more makes room for the next layer.
-            drive = Drive(following, u, following.product(u), self._patterns(following, u), None)
+            drive = Drive(following, u, self._patterns(following))
             labels = choose(drive) if self.stream == "neutral" else labels
 
     def all_labels(self, drive: Drive) -> Tensor:
@@ -200,25 +211,19 @@ class ForwardForwardNetwork(nn.Module):
 
     def _first_drive(self, x: Tensor) -> Drive:
         first, label = self._layers()[0], self.labelled_input
-        data = label.data(x)
-        scale = label.scale(data, first.normalise)
-        if label.mode != "none":
-            return Drive(first, data, first.product(data), self._patterns(first), scale)
-        u = data * scale[:, :1].view(-1, *[1] * (data.dim() - 1))
-        return Drive(first, u, first.product(u), None, None)
+        data, patterns = label.data(x), self._patterns(first)
+        if patterns is None or label.planes:
+            return Drive(first, ff.normalise_activity(data, first.normalise), patterns)
+        return Drive(first, data, patterns, label.scale(data, patterns, first.normalise))
 
-    def _patterns(self, layer: FFLayer, data: Tensor | None = None) -> Tensor | None:
-        """What of each label, and the neutral one, a layer gets; ``data`` of layers behind the first."""
-        label = self.labelled_input
-        if label.mode == "none" or (data is not None and self.label_layers == "first"):
+    def _patterns(self, layer: FFLayer) -> Tensor | None:
+        """What of each label, and the neutral one, a layer gets."""
+        first, label = self._layers()[0], self.labelled_input
+        if label.mode == "none" or (layer is not first and self.label_layers == "first"):
             return None
-        length = label.amplitude
-        if data is not None:
-            # Normalised by rms, the features at a position have the length sqrt(features); by l2, all together 1.
-            positions = data[0].numel() / layer.weight.shape[1]
-            features = layer.weight.shape[1] if layer.normalise == "rms" else 1 / positions
-            length *= math.sqrt(features / label.data_features)
-        patterns = length * label.with_neutral().to(layer.weight.dtype)
+        # Half as long as the data that a unit sees, whose mean square is one, or as much as the first layer's.
+        share = 0.5 if label.amplitude is None else label.amplitude / math.sqrt(first.fan_in)
+        patterns = share * math.sqrt(layer.fan_in) * label.with_neutral().to(layer.weight.dtype)
         return patterns.flatten(1) if isinstance(layer, FFLinear) else patterns
 
     def _layers(self) -> list[FFLayer]:

@@ -32,7 +32,7 @@ class ForwardForwardMLP(_Preset):
         pattern_dim: Length of a random pattern.
         pattern: Distribution of random patterns.
         pattern_seed: Of random patterns.
-        amplitude: Length of a label in units of the input; None for half the length of an input with unit variance.
+        amplitude: Length of a label, see :class:`LabelledInput`.
         activation: See :class:`FFLayer`.
         normalise: See :class:`FFLayer`.
         goodness: See :class:`FFLayer`.
@@ -98,7 +98,7 @@ class ForwardForwardCNN(_Preset):
         channels: Of each layer.
         kernel_sizes: Of each layer; padded so that a stride of 1 keeps the size.
         strides: Of each layer.
-        pools: Side of the windows whose maximum the next layer gets, of each layer.
+        pools: Side of the windows of each layer's maximum; 1 for none.
         label: ``'append'``, ``'icp'`` or ``'none'``, see :class:`LabelledInput`.
         label_layers: Which layers it enters, see :class:`ForwardForwardNetwork`.
         stream: What goes from layer to layer, likewise.
@@ -106,8 +106,7 @@ class ForwardForwardCNN(_Preset):
         pattern_grid: Cells on a side of the planes.
         pattern: Distribution of random patterns.
         pattern_seed: Of random patterns.
-        amplitude: Length of a label at each position in units of the input; None for half the length of an input with
-            unit variance.
+        amplitude: Length of a label, see :class:`LabelledInput`.
         activation: See :class:`FFLayer`.
         normalise: See :class:`FFLayer`.
         goodness: See :class:`FFLayer`.

@@ -15,7 +15,7 @@ _MODES = ("overlay", "append", "icp", "add", "none")
 
 
 class LabelledInput(nn.Module):
-    """An input with a label in it: ``[x ; a c(y)]``, normalised as a whole.
+    """An input with a label in it: ``[x ; a c(y)]``, normalised as a whole, or of planes beside a normalised image.
 
     ``c(y)`` is the pattern of class y, of length one. The *neutral* label, the mean of all patterns, stands for no
     label at all.
@@ -31,8 +31,8 @@ class LabelledInput(nn.Module):
         pattern_dim: Features of a random pattern.
         pattern_grid: Cells on a side of a plane; each has a pattern of its own. 1 for constant planes.
         pattern: Distribution of random patterns: ``'normal'``, ``'uniform'``, ``'bernoulli'`` or ``'orthogonal'``.
-        amplitude: Length a of a label, in units of the input. None for half the length of an input with unit
-            variance; of planes, at each position.
+        amplitude: Length a of a label in the first layer, in units of the input (of planes, at each position, and of
+            the normalised input). None for half the length of what a unit sees of an input with unit variance.
         patterns: Patterns of your own, ``(num_classes, features)``, for ``'icp'`` and ``'add'``: all different, all of
             the same length.
         seed: Of random patterns.
@@ -70,7 +70,7 @@ class LabelledInput(nn.Module):
         self.input_shape, self.num_classes, self.mode, self.planes = tuple(input_shape), num_classes, mode, planes
         # What a position of planes, or the whole sample, holds.
         self.data_features = self.input_shape[0] if planes else math.prod(self.input_shape)
-        self.amplitude = 0.5 * math.sqrt(self.data_features) if amplitude is None else float(amplitude)
+        self.amplitude = amplitude
         self._check_shape()
         if patterns is None:
             patterns = self._patterns(pattern_dim, pattern_grid, pattern, seed)
@@ -129,49 +129,31 @@ class LabelledInput(nn.Module):
             return x
         return torch.cat([torch.zeros_like(x[:, : self.num_classes]), x[:, self.num_classes :]], 1)
 
-    def scale(self, data: Tensor, normalise: NormaliseKind, eps: float = 1e-12) -> Tensor:
-        """What normalises each labelled sample.
+    def scale(self, data: Tensor, patterns: Tensor, normalise: NormaliseKind, eps: float = 1e-12) -> Tensor:
+        """What normalises each flat labelled sample as a whole.
 
         Args:
-            data: From :meth:`data`.
+            data: From :meth:`data`, ``(batch, features)``.
+            patterns: Of each label and the neutral one, ``(num_classes + 1, features)``, as long as they enter.
             normalise: See :func:`~lightning_nobp.functional.forward_forward.normalise_activity`.
             eps: As there.
 
         Returns:
-            ``(batch, num_classes + 1)``, for each label and the neutral one.
+            ``(batch, num_classes + 1)``.
         """
-        label = self.amplitude * self.with_neutral().to(data.dtype)
-        flat, lengths = data.flatten(1), label.flatten(1).square().sum(1)
-        # Equal, and so equal to the last bit; only the neutral label is shorter.
-        lengths[:-1] = lengths[:-1].mean()
-        # Each cell of a plane covers as many positions as the others, and all have the same length.
-        repeats = math.prod(data.shape[2:]) / math.prod(label.shape[2:])
-        squares = flat.square().sum(1, keepdim=True) + repeats * lengths
-        size = flat.shape[1] + (repeats * label[0].numel() if self.mode in ("append", "icp") else 0)
+        lengths = patterns.square().sum(1)
+        squares = data.square().sum(1, keepdim=True) + lengths
         if self.mode == "add":
-            squares = squares + 2 * flat @ label.t()
+            squares = squares + 2 * data @ patterns.t()
+        else:
+            # Equal, and so equal to the last bit; only the neutral label is shorter.
+            squares[:, :-1] = squares[:, :1]
+        size = data.shape[1] + (patterns.shape[1] if self.mode in ("append", "icp") else 0)
         return torch.rsqrt(squares / size + eps) if normalise == "rms" else 1 / (squares.sqrt() + eps)
-
-    def forward(self, x: Tensor, y: Tensor, normalise: NormaliseKind = "rms") -> tuple[Tensor, Tensor | None]:
-        """Labelled samples, normalised as a whole, readably.
-
-        Args:
-            x: Samples, ``(batch, *input_shape)``.
-            y: Labels, ``(batch,)``; ``num_classes`` is the neutral one.
-            normalise: See :func:`~lightning_nobp.functional.forward_forward.normalise_activity`.
-
-        Returns:
-            Data and label, ``(batch, features, ...)``; no label where it lies within the data, or is none.
-        """
-        data, label = self.data(x), self.amplitude * self.with_neutral().to(x.dtype)[y]
-        scale = self.scale(data, normalise).gather(1, y.unsqueeze(1))
-        if self.mode in ("add", "none"):
-            return (data if self.mode == "none" else data + label) * scale.view(-1, *[1] * (data.dim() - 1)), None
-        return data * scale.view(-1, *[1] * (data.dim() - 1)), label * scale.view(-1, *[1] * (label.dim() - 1))
 
     def extra_repr(self) -> str:
         """What distinguishes one from another."""
-        return f"mode={self.mode!r}, num_classes={self.num_classes}, amplitude={self.amplitude:g}"
+        return f"mode={self.mode!r}, num_classes={self.num_classes}, amplitude={self.amplitude}"
 
 
 def _check_patterns(patterns: Tensor, num_classes: int, features: int | None) -> None:
