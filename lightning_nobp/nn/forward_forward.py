@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -342,12 +343,21 @@ class Drive:
 
     def _of_labels(self, labels: Tensor) -> Tensor:
         """``T[y]``, in a shape that broadcasts with ``(candidates, batch, units, ...)``."""
-        assert self.patterns is not None
         # The same labels for all samples, an expanded tensor, need be looked up once.
         few = labels[:, :1] if labels.stride(1) == 0 else labels
-        products = self.layer.label_product(self.patterns).to(self.layer.bias.dtype)
+        # Kept for other labels, unless autograd must find its way through.
+        products = self._label_products() if torch.is_grad_enabled() else self._kept_label_products
         cells = spread(products.index_select(0, few.flatten()), self.product.shape[2:])
         return by_candidate(cells, few)
+
+    @cached_property
+    def _kept_label_products(self) -> Tensor:
+        return self._label_products()
+
+    def _label_products(self) -> Tensor:
+        """T, ``(num_classes + 1, units, ...)``."""
+        assert self.patterns is not None
+        return self.layer.label_product(self.patterns).to(self.layer.bias.dtype)
 
     def goodness(self, labels: Tensor) -> Tensor:
         """Goodness of ``labels``, ``(candidates, batch)``, a few candidates at a time."""
