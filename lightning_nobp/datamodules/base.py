@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_nobp.datamodules.loader import Batch, ResumableLoader
 from lightning_nobp.datamodules.plain import plain
@@ -95,7 +95,8 @@ class ImageDataModule(LightningDataModule):
         val_size: Training samples held out for validation, a number or a fraction; 0 for none.
         subset: Training samples to use at all, a number or a fraction, None for all; chosen before ``val_size``.
         augment: Whether training images are changed at random, in the way usual for the data set.
-        transforms: Applied to each uint8 training batch ``(batch, channels, height, width)`` instead.
+        transforms: Applied to each uint8 training batch ``(batch, channels, height, width)`` instead: a module, like
+            those of :mod:`lightning_nobp.datamodules.augment`, or a function.
         drop_last: Whether to leave out a last training batch that is not full.
         pad_shards: Whether several processes repeat training samples until all have equally many. False for rules
             that sum statistics, where each sample must count once. Evaluation never pads.
@@ -122,7 +123,7 @@ class ImageDataModule(LightningDataModule):
         val_size: int | float = 0.1,
         subset: int | float | None = None,
         augment: bool = False,
-        transforms: Transform | None = None,
+        transforms: nn.Module | Transform | None = None,
         drop_last: bool = False,
         pad_shards: bool = True,
         num_workers: int = 0,
