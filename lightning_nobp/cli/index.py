@@ -22,14 +22,14 @@ RULES = (
     RuleEntry(
         "ForwardForward",
         "lightning_nobp.rules.ForwardForward",
-        "every layer raises its goodness for right labels and lowers it for wrong ones; no backward pass",
+        "every layer learns to tell right from wrong labels, without a backward pass",
         "The Forward-Forward Algorithm: Some Preliminary Investigations (arXiv 2212.13345)",
     ),
     RuleEntry(
         "SymBa",
         "lightning_nobp.rules.SymBa",
-        "Forward-Forward with the two goodnesses of a sample against each other, without a threshold",
-        "SymBa: Symmetric Backpropagation-Free Contrastive Learning with Forward-Forward Algorithm (arXiv 2303.08418)",
+        "Forward-Forward with right and wrong labels against each other, without a threshold",
+        "SymBa: Symmetric Backpropagation-Free Contrastive Learning (arXiv 2303.08418)",
     ),
 )
 
