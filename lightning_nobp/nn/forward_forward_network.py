@@ -112,6 +112,9 @@ class ForwardForwardNetwork(nn.Module):
                 neutral stream, where more labels cost little, all.
             detach: Whether gradients stop between layers.
         """
+        if self.stream == "neutral":
+            yield from (drive.run(choose(drive)) for drive in self._neutral_drives(x, detach))
+            return
         drive = self._first_drive(x)
         labels = choose(drive)
         for layer, following in self._with_following():
@@ -119,15 +122,21 @@ class ForwardForwardNetwork(nn.Module):
             yield current
             if following is None:
                 return
-            if self.stream == "neutral":
-                current = drive.run(self.neutral_label(drive))
-            elif top_k is not None and top_k < len(labels):
+            if top_k is not None and top_k < len(labels):
                 labels = labels.gather(0, current.goodness().topk(top_k, dim=0).indices)
                 current = drive.run(labels)
             u = layer.normalised(current.h.detach() if detach else current.h)
             del current, drive  # What is not needed any more makes room for the next layer.
-            drive = Drive(following, u, self._patterns(following))
-            labels = choose(drive) if self.stream == "neutral" else labels
+            drive = Drive(following, u, self._patterns(following))  # noqa: F841 (used in the next round)
+
+    def _neutral_drives(self, x: Tensor, detach: bool) -> Iterator[Drive]:
+        """What drives each layer of the neutral stream, whatever the labels."""
+        drive = self._first_drive(x)
+        for layer, following in self._with_following():
+            yield drive
+            if following is not None:
+                h = drive.run(self.neutral_label(drive)).h
+                drive = Drive(following, layer.normalised(h.detach() if detach else h), self._patterns(following))
 
     def all_labels(self, drive: Drive) -> Tensor:
         """Every label for every sample, ``(num_classes, batch)``: for :meth:`passes`."""
@@ -192,6 +201,11 @@ class ForwardForwardNetwork(nn.Module):
         return torch.stack(columns).permute(2, 1, 0)
 
     def _tried(self, x: Tensor, top_k: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.stream == "neutral":
+            for drive in self._neutral_drives(x, detach=False):
+                labels = self.all_labels(drive)
+                yield labels, drive.goodness(labels)
+            return
         for current in self.passes(x, self.all_labels, top_k=top_k, detach=False):
             found = current.labels, current.goodness()
             del current  # One layer's activity is alive at a time.
@@ -199,8 +213,9 @@ class ForwardForwardNetwork(nn.Module):
 
     def _samples_in_chunk(self, x: Tensor) -> int:
         widest = max(drive.product.numel() for drive in self._drives())
+        candidates = 1 if self.stream == "neutral" else self.num_classes
         # Product, pre-activation, activity, and the data for the next layer.
-        return max(1, LARGEST_CHUNK // (4 * self.num_classes * widest * x.element_size()))
+        return max(1, LARGEST_CHUNK // (4 * candidates * widest * x.element_size()))
 
     @torch.no_grad()
     def _drives(self) -> list[Drive]:
