@@ -274,7 +274,7 @@ class ForwardForward(ClassificationRule):
                 values |= {"readout_loss": loss, "accuracy": accuracy(scores, batch[1])}
         return values
 
-    def contrast(self, batch: Sequence[Tensor], generator: RankGenerator, detach: bool = True) -> Iterator[LayerPass]:
+    def contrast(self, batch: Sequence[Tensor], generator: RankGenerator) -> Iterator[LayerPass]:
         """Each layer's activity on positives, candidate 0, and negatives, candidate 1, of a batch.
 
         With ``loss='class_softmax'`` the candidates are all labels.
@@ -282,15 +282,14 @@ class ForwardForward(ClassificationRule):
         Args:
             batch: As in :meth:`compute_gradients`.
             generator: Of the negatives.
-            detach: Whether gradients stop between layers.
         """
         x, target = batch[:2]
         network, numbers = self._network, generator.on(x.device)
         if self.negatives == "hybrid":
             pairs = torch.cat([x, ff.hybrid_images(x, generator=numbers)])
-            return network.passes(pairs, lambda drive: target.new_zeros(2, len(x)), detach=detach)
+            return network.passes(pairs, lambda drive: target.new_zeros(2, len(x)))
         if self.loss == "class_softmax":
-            return network.passes(x, network.all_labels, detach=detach)
+            return network.passes(x, network.all_labels)
         chosen: list[Tensor] = []
 
         def choose(drive: Drive) -> Tensor:
@@ -298,7 +297,7 @@ class ForwardForward(ClassificationRule):
                 chosen[:] = [torch.stack([target, self._wrong_labels(batch, drive, numbers)])]
             return chosen[0]
 
-        return network.passes(x, choose, detach=detach)
+        return network.passes(x, choose)
 
     def _scores(self, x: Tensor) -> Tensor:
         """What hard labels are drawn by, ``(batch, num_classes)``, beyond one layer's goodness."""
