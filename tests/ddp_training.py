@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import backprop, blobs, trainer, weights
 
-from lightning_nobp.callbacks import PredictionWriter
+from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, PredictionWriter
 from lightning_nobp.datamodules import DigitsDataModule
-from lightning_nobp.rules import Backprop
+from lightning_nobp.nn import ForwardForwardMLP
+from lightning_nobp.rules import Backprop, SymBa
 
 
 class ShardedBlobs(L.LightningDataModule):
@@ -63,6 +64,18 @@ def train(
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
     run = trainer(folder, max_epochs=2, callbacks=callbacks, enable_checkpointing=save_at is not None, **settings)
     run.fit(rule, datamodule=data, ckpt_path=ckpt_path)
+
+
+def train_symba(folder: Path, strategy: str) -> None:
+    """SymBa with negatives that do not depend on the rank, on one process or two."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    network = partial(ForwardForwardMLP, hidden_dims=(8, 7))
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    rule = SymBa(network=network, num_classes=3, input_shape=(1, 2, 3), negatives="argmax", optimizer=optimizer)
+    callbacks = [SaveRank(folder), LayerAccuracy(), LayerGoodness(figure=False)]
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
+    trainer(folder, max_epochs=2, callbacks=callbacks, **settings).fit(rule, datamodule=ShardedBlobs())
 
 
 def load(folder: Path, rank: int, world: int) -> dict[str, Tensor]:

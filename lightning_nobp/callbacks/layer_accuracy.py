@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_nobp.callbacks.layer_goodness import is_due
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.rules.forward_forward import ForwardForward
 from lightning_nobp.rules.synchronisation import sum_over_ranks
@@ -47,14 +48,16 @@ class LayerAccuracy(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Count what each layer gets right."""
-        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if not is_due(trainer, self.every_n_epochs):
             return
+        assert isinstance(pl_module, ForwardForward)
         x, target = batch[:2]
         goodness = outputs.get("layer_goodness") if isinstance(outputs, Mapping) else None
-        if goodness is None:
+        if goodness is None or pl_module.predict_top_k is not None:
             network = pl_module.network
             assert isinstance(network, ForwardForwardNetwork)
-            goodness = network.candidate_goodness(x)
+            with pl_module.autocast():
+                goodness = network.candidate_goodness(x)
         right = torch.stack([_right(goodness, target), _right(goodness.cumsum(-1), target)])
         self._right = right if self._right is None else self._right + right
         self._samples += len(target)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_nobp.callbacks.figures import log_figure
@@ -58,13 +59,15 @@ class LayerGoodness(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Take in the pairs of a batch."""
-        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if not is_due(trainer, self.every_n_epochs):
             return
         assert isinstance(pl_module, ForwardForward)
-        for number, current in enumerate(pl_module.contrast(batch, self._generator)):
-            if number == len(self._layers):
-                self._layers.append(_LayerRecord())
-            self._layers[number].add(current, batch[1])
+        every_label = pl_module.loss == "class_softmax"
+        with pl_module.autocast():
+            for number, current in enumerate(pl_module.contrast(batch, self._generator)):
+                if number == len(self._layers):
+                    self._layers.append(_LayerRecord())
+                self._layers[number].add(current, batch[1] if every_label else None)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log and draw."""
@@ -78,6 +81,13 @@ class LayerGoodness(Callback):
             log_figure(trainer, "val/goodness", goodness_figure(pairs, self.bins))
 
 
+def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Whether a validation is one of those that are measured: every so many epochs of a fit, and any other."""
+    if trainer.sanity_checking:
+        return False
+    return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % every_n_epochs == 0
+
+
 class _LayerRecord:
     """Pairs of goodness, and which units were ever active."""
 
@@ -85,10 +95,11 @@ class _LayerRecord:
         self._pairs: list[Tensor] = []
         self._active: Tensor | None = None
 
-    def add(self, current: LayerPass, target: Tensor) -> None:
+    def add(self, current: LayerPass, target: Tensor | None) -> None:
+        """Take in a batch of pairs, or of all labels with the right ones, ``target``."""
         goodness = current.goodness()
-        if len(goodness) > 2:
-            right = target.unsqueeze(0)
+        if target is not None:
+            right = target.long().unsqueeze(0)
             positive = goodness.gather(0, right)[0]
             goodness = torch.stack([positive, goodness.scatter(0, right, -torch.inf).amax(0)])
         self._pairs.append(goodness.cpu())

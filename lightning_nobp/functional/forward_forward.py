@@ -15,7 +15,7 @@ References:
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -56,13 +56,6 @@ def goodness(h: Tensor, kind: GoodnessKind = "mean_square", dim: int | tuple[int
     if kind == "negative":
         return -h.square().mean(dims)
     raise ValueError(f"goodness={kind!r} is not one of {', '.join(map(repr, get_args(GoodnessKind)))}")
-
-
-def goodness_slope(h: Tensor, kind: GoodnessKind = "mean_square") -> Tensor:
-    """Derivative of the goodness over all dimensions but the first with respect to ``h``, in the shape of ``h``."""
-    if kind == "mean_abs":
-        return h.sign() / h[0].numel()
-    return h * _square_slope(kind, h)
 
 
 def _square_slope(kind: GoodnessKind, h: Tensor) -> float:
@@ -368,17 +361,18 @@ def class_patterns(
     """
     if dim < 1 or (kind == "orthogonal" and dim < num_classes) or (kind == "bernoulli" and 2**dim <= num_classes):
         raise ValueError(f"pattern_dim={dim} is too small for {num_classes} patterns of the kind {kind!r}")
-    device = torch.device("cpu") if generator is None else generator.device
+    # Wherever the default device is, and in full precision, so that a seed means the same patterns everywhere.
+    options: dict[str, Any] = {"device": "cpu" if generator is None else generator.device, "dtype": torch.float32}
     if kind == "orthogonal":
-        basis: Tensor = torch.linalg.qr(torch.randn(dim, num_classes, generator=generator, device=device))[0]
+        basis: Tensor = torch.linalg.qr(torch.randn(dim, num_classes, generator=generator, **options))[0]
         return basis.t().contiguous()
     while True:
         if kind == "normal":
-            patterns = torch.randn(num_classes, dim, generator=generator, device=device)
+            patterns = torch.randn(num_classes, dim, generator=generator, **options)
         elif kind == "uniform":
-            patterns = 2 * torch.rand(num_classes, dim, generator=generator, device=device) - 1
+            patterns = 2 * torch.rand(num_classes, dim, generator=generator, **options) - 1
         elif kind == "bernoulli":
-            patterns = (torch.rand(num_classes, dim, generator=generator, device=device) < 0.5).float()
+            patterns = (torch.rand(num_classes, dim, generator=generator, **options) < 0.5).float()
         else:
             raise ValueError(f"pattern={kind!r} is not one of {', '.join(map(repr, get_args(PatternKind)))}")
         unit = F.normalize(patterns, dim=1)
@@ -425,7 +419,7 @@ def hybrid_images(x: Tensor, blurs: int = 6, generator: torch.Generator | None =
     mixture has the short-range statistics of real images but not their shapes.
 
     Args:
-        x: Images, ``(batch, channels, height, width)``, at least two.
+        x: Images, ``(batch, channels, height, width)``. A single one is mixed with itself.
         blurs: How often the mask is blurred.
         generator: Of the random numbers, on the device of ``x``.
 
@@ -437,8 +431,8 @@ def hybrid_images(x: Tensor, blurs: int = 6, generator: torch.Generator | None =
     for _ in range(blurs):
         mask = F.conv2d(F.pad(mask, (1, 1, 0, 0), mode="replicate"), kernel.view(1, 1, 1, 3))
         mask = F.conv2d(F.pad(mask, (0, 0, 1, 1), mode="replicate"), kernel.view(1, 1, 3, 1))
-    shift = int(torch.randint(1, len(x), (), generator=generator, device=x.device))
-    return torch.where(mask > 0.5, x, x.roll(shift, 0))
+    others = torch.randint(1, max(2, len(x)), (1,), generator=generator, device=x.device)
+    return torch.where(mask > 0.5, x, x[(torch.arange(len(x), device=x.device) + others) % len(x)])
 
 
 def _reduce(each: Tensor, reduction: str) -> Tensor:

@@ -22,6 +22,7 @@ from lightning_nobp.functional.backprop import conv2d_vjp, max_pool2d_vjp
 from lightning_nobp.functional.forward_forward import GoodnessKind, NormaliseKind
 from lightning_nobp.nn.backprop import accumulate_grad
 
+_OTHER_ACTIVATIONS = ("elu", "leaky_relu", "mish", "sigmoid", "silu")
 GROUP = 2**20
 """Bytes of activity that labels are tried on together: it stays in a core's cache."""
 
@@ -51,8 +52,11 @@ class FFLayer(nn.Module):
     Args:
         weight_shape: Of the weight W; the first entry is the number of units or channels.
         label_features: Entries of c, 0 for no label.
-        activation: ``'relu'``, ``'gelu'``, ``'tanh'``, ``'softplus'``, ``'relu_full_grad'`` (whose slope counts as one
-            everywhere), or another function of :mod:`torch.nn.functional`, which only autograd can train.
+        label_cells: Of a map, into how many cells it is divided, down and across, each of which has a label weight V
+            of its own.
+        activation: ``'relu'``, ``'gelu'``, ``'tanh'``, ``'softplus'`` or ``'relu_full_grad'`` (whose slope counts as
+            one everywhere); others (``'elu'``, ``'leaky_relu'``, ``'mish'``, ``'sigmoid'``, ``'silu'``) only autograd
+            can train.
         normalise: How data are normalised, see :func:`~lightning_nobp.functional.forward_forward.normalise_activity`.
         goodness: See :func:`~lightning_nobp.functional.forward_forward.goodness`.
         batch_norm: Whether the next layer's data are batch-normalised, unit by unit, before they are normalised.
@@ -69,14 +73,19 @@ class FFLayer(nn.Module):
         weight_shape: Sequence[int],
         *,
         label_features: int = 0,
+        label_cells: tuple[int, ...] = (),
         activation: str = "relu",
         normalise: NormaliseKind = "rms",
         goodness: GoodnessKind = "mean_square",
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in SLOPES and not callable(getattr(F, activation, None)):
-            raise ValueError(f"activation={activation!r} is not one of {', '.join(map(repr, SLOPES))}")
+        if activation not in (*SLOPES, *_OTHER_ACTIVATIONS):
+            raise ValueError(
+                f"activation={activation!r} is not one of {', '.join(map(repr, (*SLOPES, *_OTHER_ACTIVATIONS)))}"
+            )
+        if min(*weight_shape, *label_cells) < 1:
+            raise ValueError(f"{type(self).__name__} of {tuple(weight_shape)}: every size must be at least 1")
         for name, value, kinds in (("normalise", normalise, NormaliseKind), ("goodness", goodness, GoodnessKind)):
             if value not in get_args(kinds):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(kinds)))}")
@@ -85,7 +94,8 @@ class FFLayer(nn.Module):
         units = weight_shape[0]
         self.weight = nn.Parameter(torch.empty(*weight_shape))
         self.bias = nn.Parameter(torch.empty(units))
-        self.label_weight = nn.Parameter(torch.empty(units, label_features)) if label_features else None
+        label_shape = (units, label_features, *label_cells)
+        self.label_weight = nn.Parameter(torch.empty(label_shape)) if label_features else None
         self.register_buffer("peer_means", torch.zeros(units))
         kind = nn.BatchNorm2d if len(weight_shape) > 2 else nn.BatchNorm1d
         self.batch_norm = kind(units, affine=False) if batch_norm else None
@@ -93,7 +103,8 @@ class FFLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Normal numbers as He draws them for ReLU: with normalised data, the mean goodness starts near one."""
-        deviation = math.sqrt(2 / (self.fan_in + self.label_features))
+        of_labels = 0 if self.label_weight is None else self.label_weight[0].numel()
+        deviation = math.sqrt(2 / (self.fan_in + of_labels))
         for weight in (self.weight, self.label_weight):
             if weight is not None:
                 nn.init.normal_(weight, std=deviation)
@@ -122,21 +133,21 @@ class FFLayer(nn.Module):
         """Product of patterns and label weight.
 
         Args:
-            patterns: ``(labels, label_features)``, or of planes ``(labels, label_features, grid, grid)``.
+            patterns: ``(labels, label_features)``.
 
         Returns:
-            ``(labels, units)``, or ``(labels, units, grid, grid)``.
+            ``(labels, units)``, or of a map ``(labels, units, *label_cells)``.
         """
         if self.label_weight is None:  # added to the data, and so under the data's weight
             return self.product(patterns)[0]
-        return torch.einsum("kp...,up->ku...", patterns, self.label_weight)
+        return torch.einsum("kp,up...->ku...", patterns, self.label_weight)
 
     def add_label_gradient(self, patterns: Tensor, error: Tensor) -> None:
         """Add the gradient of the label's weight, from the derivative with respect to :meth:`label_product`."""
         if self.label_weight is None:
             accumulate_grad(self.weight, self.weight_gradient(patterns, error, None))
         else:
-            accumulate_grad(self.label_weight, torch.einsum("kp...,ku...->up", patterns, error))
+            accumulate_grad(self.label_weight, torch.einsum("kp,ku...->up...", patterns, error))
 
     def phi(self, z: Tensor) -> Tensor:
         """The activation; written over ``z`` where neither autograd nor a slope needs it."""
@@ -156,7 +167,7 @@ class FFLayer(nn.Module):
 
         Args:
             u: Normalised data, ``(batch, ...)``.
-            label: A pattern for each sample, ``(batch, label_features, ...)``.
+            label: A pattern for each sample, ``(batch, label_features)``.
         """
         z, _ = self.product(u)
         if label is not None:
@@ -175,17 +186,17 @@ def by_candidate(rows: Tensor, labels: Tensor) -> Tensor:
 
 
 def spread(cells: Tensor, size: torch.Size) -> Tensor:
-    """Each cell of a grid, ``(rows, units, grid, grid)``, over its part of a map of ``size``, or what broadcasts so."""
-    return F.interpolate(cells, size) if cells.dim() > 2 and cells.shape[2] > 1 else cells
+    """Each cell, ``(rows, units, *label_cells)``, over its part of a map of ``size``, or what broadcasts so."""
+    return F.interpolate(cells, size) if cells.shape[2:].numel() > 1 else cells
 
 
-def gathered(values: Tensor, grid: torch.Size) -> Tensor:
-    """The adjoint of :func:`spread`: sums of a map, ``(rows, units, ...)``, over the cells of a grid."""
-    if not grid:
+def gathered(values: Tensor, cells: torch.Size) -> Tensor:
+    """The adjoint of :func:`spread`: sums of a map, ``(rows, units, ...)``, over its cells."""
+    if not cells:
         return values
-    if grid.numel() == 1:
+    if cells.numel() == 1:
         return values.sum((2, 3), keepdim=True)
-    shape = (*values.shape[:2], *grid)
+    shape = (*values.shape[:2], *cells)
     sums: Tensor = torch.ops.aten.upsample_nearest2d_backward(values, values.shape[2:], shape)
     return sums
 
@@ -224,6 +235,7 @@ class FFConv2d(FFLayer):
         stride: Of the kernel.
         padding: Zeros at each side.
         pool: Side of the windows; 1 for none.
+        label_grid: Cells on a side of the map, each with a label weight of its own.
         **kwargs: See :class:`FFLayer`.
     """
 
@@ -236,9 +248,13 @@ class FFConv2d(FFLayer):
         stride: int = 1,
         padding: int = 0,
         pool: int = 1,
+        label_grid: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__((out_channels, in_channels, kernel_size, kernel_size), **kwargs)
+        if min(stride, pool) < 1 or padding < 0:
+            raise ValueError(f"stride={stride} and pool={pool} must be at least 1, padding={padding} at least 0")
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        super().__init__(shape, label_cells=(label_grid, label_grid), **kwargs)
         self.stride, self.padding, self.pool = stride, padding, pool
 
     def product(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, torch.Size] | None]:
@@ -313,13 +329,21 @@ class Drive:
     data: Tensor
     """u, a row for each sample, or for each label of each sample."""
     patterns: Tensor | None
-    """Of each label and the neutral one, ``(num_classes + 1, features, ...)``; None where no label enters."""
+    """Of each label and the neutral one, ``(num_classes + 1, features)``; None where no label enters."""
     scale: Tensor | None = None
     """r, ``(batch, num_classes + 1)``; None where the data are normalised already."""
 
     def __post_init__(self) -> None:
         """Compute ``u W^T``."""
         self.product, self._context = self.layer.product(self.data)
+
+    def bytes(self) -> int:
+        """Memory of the data, while they are normalised, and of their product."""
+        numbers = 3 * self.data.numel() + self.product.numel()
+        if self._context is not None:
+            indices, before_pooling = self._context
+            numbers += before_pooling.numel() + 2 * indices.numel()
+        return numbers * self.product.element_size()
 
     @property
     def unit(self) -> float:
@@ -361,6 +385,8 @@ class Drive:
 
     def goodness(self, labels: Tensor) -> Tensor:
         """Goodness of ``labels``, ``(candidates, batch)``, a few candidates at a time."""
+        if torch.compiler.is_exporting():  # which a number that depends on the batch would bind to one size
+            return self.run(labels).goodness()
         together = max(1, GROUP // (self.product.numel() * self.product.element_size()))
         return torch.cat([self.run(part).goodness() for part in torch.split(labels, together)])
 
@@ -375,7 +401,8 @@ class Drive:
         if self.scale is not None:
             error = (by_candidate(error, labels) * self._scale_of(labels, error.dim() + 1)).flatten(0, 1)
         if self.patterns is not None:
-            cells = gathered(error, self.patterns.shape[2:])
+            weight = self.layer.label_weight
+            cells = error if weight is None else gathered(error, weight.shape[2:])
             by_label = cells.new_zeros(len(self.patterns), *cells.shape[1:]).index_add_(0, labels.flatten(), cells)
             self.layer.add_label_gradient(self.patterns, by_label)
         if len(self.data) < len(error):

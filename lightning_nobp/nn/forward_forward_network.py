@@ -3,17 +3,26 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, cast
+from functools import cached_property
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_nobp.functional import forward_forward as ff
-from lightning_nobp.nn.forward_forward import Drive, FFLayer, FFLinear, LayerPass
+from lightning_nobp.nn.forward_forward import GROUP, Drive, FFConv2d, FFLayer, LayerPass
 from lightning_nobp.nn.labelled_input import LabelledInput
 
 LARGEST_CHUNK = 64 * 2**20
 """Bytes of activity while many labels of many samples are tried."""
+
+
+class _LayerSize(NamedTuple):
+    unit: float
+    of_data: int
+    """Bytes of a sample that all candidates share."""
+    of_activity: int
+    """Bytes of a candidate's activity."""
 
 
 class ForwardForwardNetwork(nn.Module):
@@ -54,14 +63,17 @@ class ForwardForwardNetwork(nn.Module):
         if stream == "neutral" and label_layers == "first" and len(layers) > 1:
             raise ValueError("stream='neutral' takes the label away between layers: it needs label_layers='all'")
         for number, layer in enumerate(layers):
-            label_features = (
-                labelled_input.dense_features if isinstance(layer, FFLinear) else labelled_input.plane_features
-            )
-            expected = label_features if number == 0 or label_layers == "all" else 0
+            expected = labelled_input.features if number == 0 or label_layers == "all" else 0
             if layer.label_features != expected:
                 raise ValueError(f"layers[{number}] has label_features={layer.label_features}: give it {expected}")
         self.layers, self.labelled_input = nn.ModuleList(layers), labelled_input
         self.label_layers, self.stream, self.num_classes = label_layers, stream, labelled_input.num_classes
+        if isinstance(layers[0], FFConv2d) != labelled_input.planes:
+            raise ValueError(f"planes={labelled_input.planes} with a first layer of type {type(layers[0]).__name__}")
+        try:
+            _ = self._sizes
+        except RuntimeError as error:
+            raise ValueError(f"layers do not fit each other, or the input: {error}") from error
 
     # Readable
 
@@ -82,13 +94,14 @@ class ForwardForwardNetwork(nn.Module):
             if following is not None:
                 carried = layer(v, no_label) if self.stream == "neutral" else h
                 u = v = layer.normalised(carried.detach())
-                patterns = self._patterns(following)
+                patterns = self._patterns(following, u)
                 label, no_label = (None, None) if patterns is None else (patterns[y], patterns[neutral])
 
     def _labelled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Normalised samples, and their labels where these are no part of them."""
         first, labelled = self._layers()[0], self.labelled_input
-        data, patterns = labelled.data(x), self._patterns(first)
+        data = labelled.data(x)
+        patterns = self._patterns(first, data)
         if patterns is None or labelled.planes:
             return ff.normalise_activity(data, first.normalise), None if patterns is None else patterns[y]
         if labelled.mode == "add":
@@ -127,7 +140,7 @@ class ForwardForwardNetwork(nn.Module):
                 current = drive.run(labels)
             u = layer.normalised(current.h.detach() if detach else current.h)
             del current, drive  # What is not needed any more makes room for the next layer.
-            drive = Drive(following, u, self._patterns(following))  # noqa: F841 (used in the next round)
+            drive = Drive(following, u, self._patterns(following, u))  # noqa: F841 (used in the next round)
 
     def _neutral_drives(self, x: Tensor, detach: bool) -> Iterator[Drive]:
         """What drives each layer of the neutral stream, whatever the labels."""
@@ -136,16 +149,17 @@ class ForwardForwardNetwork(nn.Module):
             yield drive
             if following is not None:
                 h = drive.run(self.neutral_label(drive)).h
-                drive = Drive(following, layer.normalised(h.detach() if detach else h), self._patterns(following))
+                u = layer.normalised(h.detach() if detach else h)
+                drive = Drive(following, u, self._patterns(following, u))
 
     def all_labels(self, drive: Drive) -> Tensor:
         """Every label for every sample, ``(num_classes, batch)``: for :meth:`passes`."""
         labels = torch.arange(self.num_classes, device=drive.data.device)
-        return labels.unsqueeze(1).expand(-1, len(drive.data))
+        return labels.unsqueeze(1).expand(-1, drive.data.shape[0])
 
     def neutral_label(self, drive: Drive) -> Tensor:
         """The neutral label for every sample, ``(1, batch)``: for :meth:`passes`."""
-        return torch.full((1, 1), self.num_classes, device=drive.data.device).expand(-1, len(drive.data))
+        return torch.full((1, 1), self.num_classes, device=drive.data.device).expand(-1, drive.data.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Goodness of each label, summed over the layers, ``(batch, num_classes)``, of samples ``(batch, ...)``."""
@@ -164,22 +178,23 @@ class ForwardForwardNetwork(nn.Module):
         """
         if torch.compiler.is_exporting() or torch.is_grad_enabled():
             return self._candidates(x, top_k)
-        samples = self._samples_in_chunk(x)
-        return torch.cat([self._candidates(part, top_k) for part in torch.split(x, samples)])
+        parts = torch.split(x, self._samples_in_chunk())
+        return torch.cat([self._candidates(part, top_k) for part in parts])
 
     def goodness_units(self) -> list[float]:
         """Of each layer, the size of its goodness where every unit has the activity one."""
-        return [drive.unit for drive in self._drives()]
+        return [layer.unit for layer in self._sizes]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Batch normalisation by running statistics, which stay as they are, for a while."""
-        training = self.training
+        training = {module: module.training for module in self.modules()}
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            for module, flag in training.items():
+                module.training = flag
 
     def neutral_features(self, x: Tensor) -> list[Tensor]:
         """Normalised activity of each layer under the neutral label, ``(batch, features)`` each.
@@ -211,35 +226,40 @@ class ForwardForwardNetwork(nn.Module):
             del current  # One layer's activity is alive at a time.
             yield found
 
-    def _samples_in_chunk(self, x: Tensor) -> int:
-        widest = max(drive.product.numel() for drive in self._drives())
+    def _samples_in_chunk(self) -> int:
+        # Of each candidate: its pre-activation, activity, the data for the next layer, and their product.
         candidates = 1 if self.stream == "neutral" else self.num_classes
-        # Product, pre-activation, activity, and the data for the next layer.
-        return max(1, LARGEST_CHUNK // (4 * candidates * widest * x.element_size()))
+        each = max(size.of_data + 5 * candidates * size.of_activity for size in self._sizes)
+        return max(1, (LARGEST_CHUNK - 4 * GROUP) // each)
 
-    @torch.no_grad()
-    def _drives(self) -> list[Drive]:
-        """What drives each layer where the input is a single black sample."""
+    @cached_property
+    def _sizes(self) -> list[_LayerSize]:
+        """Of each layer, found by a black sample."""
         example = self._layers()[0].weight.new_zeros(1, *self.labelled_input.input_shape)
-        with self.evaluating():
-            return [current.drive for current in self.passes(example, self.neutral_label)]
+        with torch.no_grad(), self.evaluating():
+            drives = [current.drive for current in self.passes(example, self.neutral_label)]
+        return [_LayerSize(d.unit, d.bytes(), d.product.numel() * d.product.element_size()) for d in drives]
 
     def _first_drive(self, x: Tensor) -> Drive:
         first, label = self._layers()[0], self.labelled_input
-        data, patterns = label.data(x), self._patterns(first)
+        data = label.data(x)
+        patterns = self._patterns(first, data)
         if patterns is None or label.planes:
             return Drive(first, ff.normalise_activity(data, first.normalise), patterns)
         return Drive(first, data, patterns, label.scale(data, patterns, first.normalise))
 
-    def _patterns(self, layer: FFLayer) -> Tensor | None:
+    def _patterns(self, layer: FFLayer, data: Tensor) -> Tensor | None:
         """What of each label, and the neutral one, a layer gets."""
         first, label = self._layers()[0], self.labelled_input
         if label.mode == "none" or (layer is not first and self.label_layers == "first"):
             return None
-        # Half as long as the data that a unit sees, whose mean square is one, or as much as the first layer's.
+        # Half as long as the data that a unit sees, or in the same proportion to them as in the first layer.
         share = 0.5 if label.amplitude is None else label.amplitude / math.sqrt(first.fan_in)
-        patterns = share * math.sqrt(layer.fan_in) * label.with_neutral().to(layer.weight.dtype)
-        return patterns.flatten(1) if isinstance(layer, FFLinear) else patterns
+        length = share * math.sqrt(layer.fan_in)
+        if layer.normalise == "l2" and (layer is not first or label.planes):
+            # All together, the data have the length one.
+            length /= math.sqrt(data[0].numel())
+        return length * label.with_neutral().to(layer.weight.dtype)
 
     def _layers(self) -> list[FFLayer]:
         return cast(list[FFLayer], list(self.layers))

@@ -76,7 +76,7 @@ class ForwardForwardMLP(_Preset):
             layer = FFLinear(
                 width,
                 following,
-                label_features=labelled.dense_features if not layers or label_layers == "all" else 0,
+                label_features=labelled.features if not layers or label_layers == "all" else 0,
                 activation=activation,
                 normalise=normalise,
                 goodness=goodness,
@@ -89,8 +89,8 @@ class ForwardForwardMLP(_Preset):
 class ForwardForwardCNN(_Preset):
     """Convolutional Forward-Forward layers on images.
 
-    By default the label enters every layer as planes with a pattern in each of 4x4 cells, and the stream between layers
-    is neutral, so that more labels cost no further convolution.
+    By default the label enters every layer, with other weights in each of 4x4 cells of the map, and the stream between
+    layers is neutral, so that more labels cost no further convolution.
 
     Args:
         input_shape: ``(channels, height, width)``.
@@ -103,7 +103,7 @@ class ForwardForwardCNN(_Preset):
         label_layers: Which layers it enters, see :class:`ForwardForwardNetwork`.
         stream: What goes from layer to layer, likewise.
         pattern_dim: Planes of a random pattern.
-        pattern_grid: Cells on a side of the planes.
+        label_grid: Cells on a side of each map, which have label weights of their own.
         pattern: Distribution of random patterns.
         pattern_seed: Of random patterns.
         amplitude: Length of a label, see :class:`LabelledInput`.
@@ -128,7 +128,7 @@ class ForwardForwardCNN(_Preset):
         label_layers: Literal["first", "all"] = "all",
         stream: Literal["labelled", "neutral"] = "neutral",
         pattern_dim: int = 16,
-        pattern_grid: int = 4,
+        label_grid: int = 4,
         pattern: PatternKind = "normal",
         pattern_seed: int = 0,
         amplitude: float | None = None,
@@ -145,7 +145,6 @@ class ForwardForwardCNN(_Preset):
             label,
             planes=True,
             pattern_dim=pattern_dim,
-            pattern_grid=pattern_grid,
             pattern=pattern,
             amplitude=amplitude,
             seed=pattern_seed,
@@ -160,7 +159,8 @@ class ForwardForwardCNN(_Preset):
                 stride=stride,
                 padding=kernel // 2,
                 pool=pool,
-                label_features=labelled.plane_features if not layers or label_layers == "all" else 0,
+                label_grid=label_grid,
+                label_features=labelled.features if not layers or label_layers == "all" else 0,
                 activation=activation,
                 normalise=normalise,
                 goodness=goodness,
@@ -180,6 +180,8 @@ def _check_shapes(
             f"channels={tuple(channels)}, kernel_sizes={tuple(kernel_sizes)}, strides={tuple(shrinks[0])} and "
             f"pools={tuple(shrinks[1])} must have one entry for each layer, and at least one"
         )
+    if min(min(each) for each in (channels, kernel_sizes, *shrinks)) < 1:
+        raise ValueError("channels, kernel_sizes, strides and pools must be at least 1")
     side = min(input_shape[1:])
     for stride, pool in zip(*shrinks, strict=True):
         side = -(-side // stride)

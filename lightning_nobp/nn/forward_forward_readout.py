@@ -23,14 +23,16 @@ class NeutralReadout(nn.Module):
     def __init__(self, network: ForwardForwardNetwork, layers: Sequence[int]) -> None:
         super().__init__()
         self.layers = list(layers)
-        example = torch.zeros(1, *network.labelled_input.input_shape)
-        with torch.no_grad(), network.evaluating():
-            features = self.features(network, example).shape[1]
-        self.linear = nn.Linear(features, network.num_classes)
+        weight = next(network.parameters())
+        with torch.no_grad():
+            example = self.features(network, weight.new_zeros(1, *network.labelled_input.input_shape))
+        self.linear = nn.Linear(example.shape[1], network.num_classes, device=weight.device, dtype=weight.dtype)
 
     def features(self, network: ForwardForwardNetwork, x: Tensor) -> Tensor:
         """What is read of samples ``(batch, *input_shape)``: ``(batch, features)``."""
-        features = network.neutral_features(x)
+        # The layers' batch normalisation counts what they learn from, not what is read.
+        with network.evaluating():
+            features = network.neutral_features(x)
         return torch.cat([features[number] for number in self.layers], dim=1)
 
     def forward(self, network: ForwardForwardNetwork, x: Tensor) -> Tensor:

@@ -26,10 +26,9 @@ class LabelledInput(nn.Module):
         mode: ``'overlay'``, one-hot in place of the first values of the sample; ``'append'``, one-hot as further
             features; ``'icp'``, a random pattern as further features (Intrinsic Class Pattern); ``'add'``, a random
             pattern as large as the sample, added to it; ``'none'``, no label.
-        planes: Whether samples are images whose features are channels, so that a pattern is a plane for each of its
-            features; otherwise a sample is one flat vector.
+        planes: Whether samples are images whose features are channels, so that a pattern is a constant plane for each
+            of its features; otherwise a sample is one flat vector.
         pattern_dim: Features of a random pattern.
-        pattern_grid: Cells on a side of a plane; each has a pattern of its own. 1 for constant planes.
         pattern: Distribution of random patterns: ``'normal'``, ``'uniform'``, ``'bernoulli'`` or ``'orthogonal'``.
         amplitude: Length a of a label in the first layer, in units of the input (of planes, at each position, and of
             the normalised input). None for half the length of what a unit sees of an input with unit variance.
@@ -42,7 +41,7 @@ class LabelledInput(nn.Module):
     """
 
     patterns: Tensor
-    """``(num_classes, features)``, or of planes ``(num_classes, features, grid, grid)``; of unit length."""
+    """``(num_classes, features)``, of unit length."""
 
     def __init__(
         self,
@@ -52,7 +51,6 @@ class LabelledInput(nn.Module):
         *,
         planes: bool = False,
         pattern_dim: int = 100,
-        pattern_grid: int = 1,
         pattern: PatternKind = "normal",
         amplitude: float | None = None,
         patterns: Tensor | None = None,
@@ -65,19 +63,19 @@ class LabelledInput(nn.Module):
             raise ValueError(f"num_classes={num_classes}: a label needs at least two")
         if amplitude is not None and not (amplitude > 0 and math.isfinite(amplitude)):
             raise ValueError(f"amplitude={amplitude} must be positive and finite")
-        if pattern_grid < 1 or (pattern_grid > 1 and not planes):
-            raise ValueError(f"pattern_grid={pattern_grid}: only planes have cells, at least 1 on a side")
+        if patterns is not None and mode not in ("icp", "add"):
+            raise ValueError(f"patterns with label={mode!r}: patterns of your own are for label='icp' and 'add'")
         self.input_shape, self.num_classes, self.mode, self.planes = tuple(input_shape), num_classes, mode, planes
         # What a position of planes, or the whole sample, holds.
         self.data_features = self.input_shape[0] if planes else math.prod(self.input_shape)
         self.amplitude = amplitude
         self._check_shape()
         if patterns is None:
-            patterns = self._patterns(pattern_dim, pattern_grid, pattern, seed)
+            patterns = self._patterns(pattern_dim, pattern, seed)
         else:
-            _check_patterns(patterns, self.num_classes, self.data_features if mode == "add" else None)
-            patterns = F.normalize(patterns, dim=1)[(..., None, None) if planes else ...]
-        self.register_buffer("patterns", patterns)
+            patterns = _checked(patterns.float(), self.num_classes, self.data_features if mode == "add" else None)
+        # Where the parameters are made, which may be another device or dtype than random numbers come from.
+        self.register_buffer("patterns", patterns.to(torch.empty(0)))
 
     def _check_shape(self) -> None:
         if self.planes and (len(self.input_shape) != 3 or self.mode in ("overlay", "add")):
@@ -91,30 +89,18 @@ class LabelledInput(nn.Module):
                 f"{self.data_features}: use label='append'"
             )
 
-    def _patterns(self, dim: int, grid: int, kind: PatternKind, seed: int) -> Tensor:
-        cells = grid * grid
+    def _patterns(self, dim: int, kind: PatternKind, seed: int) -> Tensor:
         if self.mode == "none":
-            return torch.zeros(self.num_classes, 0, *[1, 1][: 2 * self.planes])
+            return torch.zeros(self.num_classes, 0)
         if self.mode in ("overlay", "append"):
-            # One plane for each class and cell.
-            patterns = torch.eye(self.num_classes * cells).view(self.num_classes, cells, -1)
-        else:
-            dim = self.data_features if self.mode == "add" else dim
-            generator = torch.Generator().manual_seed(seed)
-            patterns = torch.stack([class_patterns(self.num_classes, dim, kind, generator) for _ in range(cells)], 1)
-        if not self.planes:
-            return patterns.squeeze(1)
-        return patterns.transpose(1, 2).reshape(self.num_classes, -1, grid, grid)
+            return torch.eye(self.num_classes)
+        dim = self.data_features if self.mode == "add" else dim
+        return class_patterns(self.num_classes, dim, kind, torch.Generator().manual_seed(seed))
 
     @property
-    def dense_features(self) -> int:
-        """Features that the label brings to a dense layer, those of all cells; 0 where it lies within the data."""
-        return 0 if self.mode in ("add", "none") else self.patterns[0].numel()
-
-    @property
-    def plane_features(self) -> int:
-        """Planes that the label brings to a convolution."""
-        return self.patterns.shape[1]
+    def features(self) -> int:
+        """Features that the label brings to a layer beside its data: none where it is added to them."""
+        return 0 if self.mode == "add" else self.patterns.shape[1]
 
     def with_neutral(self) -> Tensor:
         """The patterns, and the neutral label as one more."""
@@ -156,16 +142,19 @@ class LabelledInput(nn.Module):
         return f"mode={self.mode!r}, num_classes={self.num_classes}, amplitude={self.amplitude}"
 
 
-def _check_patterns(patterns: Tensor, num_classes: int, features: int | None) -> None:
+def _checked(patterns: Tensor, num_classes: int, features: int | None) -> Tensor:
+    """A user's patterns, of unit length."""
     shape = tuple(patterns.shape)
     if len(shape) != 2 or shape[0] != num_classes or (features is not None and shape[1] != features):
         expected = f"({num_classes}, {'features' if features is None else features})"
         raise ValueError(f"patterns of shape {shape} must have the shape {expected}: a row for each class")
-    if len(torch.unique(patterns, dim=0)) < num_classes:
-        raise ValueError("patterns has two equal rows: the network could not tell those classes apart")
     lengths = patterns.norm(dim=1)
     if not torch.allclose(lengths, lengths[:1].expand_as(lengths), rtol=1e-4) or not lengths[0] > 0:
         raise ValueError(
             f"patterns of lengths from {float(lengths.min()):.3g} to {float(lengths.max()):.3g} would tell the class "
             "by the length of the input: divide each row by its norm"
         )
+    unit = F.normalize(patterns, dim=1)
+    if F.pdist(unit).min() < 1e-3:
+        raise ValueError("patterns has two equal rows: the network could not tell those classes apart")
+    return unit

@@ -378,7 +378,7 @@ class LearningRule(LightningModule):
         self._skipped_steps, self._monitored, self._buffers_before = 0, {}, []
         self._ended_epochs = self.current_epoch
         for generator in self.generators.values():
-            generator.reset(self.device)
+            generator.reset()
         if state is None:
             return
         self._accumulator.load_state_dict(state["accumulator"])
@@ -390,7 +390,7 @@ class LearningRule(LightningModule):
         random_state = random_states[min(self.trainer.global_rank, len(random_states) - 1)]
         restore_random_state(random_state)
         for name, generator in self.generators.items():
-            generator.reset(self.device, random_state["own"].get(name))
+            generator.load_state_dict(random_state.get("own", {}).get(name, {}), self.device)
 
     def on_train_start(self) -> None:
         """Make up for the end of an epoch, if the run was stopped between its last batch and that."""
@@ -409,7 +409,7 @@ class LearningRule(LightningModule):
         """Add everything that shapes the future, and plain constructor arguments."""
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(type(self), self.hparams)
         metrics = self.trainer.callback_metrics if self._trainer is not None else {}
-        own = {name: generator.get_state() for name, generator in self.generators.items()}
+        own = {name: generator.state_dict() for name, generator in self.generators.items()}
         checkpoint[_STATE_KEY] = {
             "random_states": gather_from_ranks(collect_random_state() | {"own": own}),
             "accumulator": self._accumulator.state_dict(),

@@ -118,13 +118,18 @@ class ForwardForward(ClassificationRule):
         self.peer_normalisation, self.peer_momentum = peer_normalisation, peer_momentum
         self.engine, self.compute_dtype = engine, compute_dtype
         self._check_arguments()
-        if input_dim is not None:
-            kwargs = {"input_shape": (input_dim,)} | kwargs
+        # Names of their own: the base keeps what the arguments were.
+        factory, options = network, dict(kwargs)
         if hidden_dims is not None:
             if network != "mlp":
                 raise ValueError(f"hidden_dims={hidden_dims} is for network='mlp': give your network its own widths")
-            network = partial(ForwardForwardMLP, hidden_dims=tuple(hidden_dims))
-        super().__init__(network=network, optimizer=optimizer, **kwargs)
+            factory = partial(ForwardForwardMLP, hidden_dims=tuple(hidden_dims))
+        if input_dim is not None:
+            if kwargs.get("input_shape") not in (None, (input_dim,), [input_dim]):
+                raise ValueError(f"input_dim={input_dim} and input_shape={kwargs['input_shape']}: give one of them")
+            options["input_shape"] = (input_dim,)
+        self._trained_layers: int | None = None
+        super().__init__(network=factory, optimizer=optimizer, **options)
         self.generators["negatives"] = RankGenerator(seed)
 
     # At the door
@@ -152,8 +157,23 @@ class ForwardForward(ClassificationRule):
             )
         if self.epochs_per_layer is not None and self.epochs_per_layer < 1:
             raise ValueError(f"epochs_per_layer={self.epochs_per_layer} must be at least 1")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Refuse what would be ignored."""
         if self.hard_scope == "readout" and self.readout == "none":
             raise ValueError("hard_scope='readout' draws labels from scores: it needs readout='softmax'")
+        if self.hard_scope != "first" and self.negatives not in ("hard", "argmax"):
+            raise ValueError(f"hard_scope={self.hard_scope!r} has no effect on negatives={self.negatives!r}")
+        if self.loss == "class_softmax" and self.negatives not in ("hard", "hybrid"):
+            raise ValueError(f"negatives={self.negatives!r} has no effect: loss='class_softmax' takes all labels")
+        if self.readout == "none" and self.readout_layers != "all":
+            raise ValueError(f"readout_layers={self.readout_layers!r} has no effect without readout='softmax'")
+        if self.readout != "none" and (self.predict_layers != "all" or self.predict_top_k is not None):
+            raise ValueError(
+                f"predict_layers={self.predict_layers!r} and predict_top_k={self.predict_top_k} have no effect on "
+                "readout='softmax', which predicts"
+            )
         if self.peer_normalisation and self.loss == "class_softmax":
             raise ValueError(f"peer_normalisation={self.peer_normalisation} needs a loss of pairs, not 'class_softmax'")
         if self.negatives == "hybrid" and (self.readout == "none" or self.loss == "class_softmax"):
@@ -179,6 +199,13 @@ class ForwardForward(ClassificationRule):
         if self.hard_scope == "each" and network.stream != "neutral":
             raise ValueError(
                 "hard_scope='each' changes labels between layers: it needs a network with stream='neutral'"
+            )
+        if self.num_classes != network.num_classes:
+            raise ValueError(f"num_classes={self.num_classes} does not fit the network's, {network.num_classes}")
+        if self.predict_top_k is not None and network.stream == "neutral":
+            raise ValueError(
+                f"predict_top_k={self.predict_top_k} has no effect on a network with stream='neutral', in which all "
+                "labels share the products"
             )
         if self.predict_top_k is not None and not 1 <= self.predict_top_k <= network.num_classes:
             raise ValueError(f"predict_top_k={self.predict_top_k} must lie from 1 to {network.num_classes}")
@@ -232,6 +259,16 @@ class ForwardForward(ClassificationRule):
                 f"{len(self._network.layers)} layers needs max_epochs={needed}"
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add which layers have been trained."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["trained_layers"] = self._trained_layers
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over which layers have been trained."""
+        super().on_load_checkpoint(checkpoint)
+        self._trained_layers = checkpoint.get("trained_layers")
+
     # Learning
 
     @property
@@ -239,6 +276,8 @@ class ForwardForward(ClassificationRule):
         return cast(ForwardForwardNetwork, self.built_network())
 
     def _build(self) -> None:
+        if isinstance(self.network, ForwardForwardNetwork) and self.input_shape is None:
+            self.input_shape = self.network.labelled_input.input_shape
         super()._build()
         number = len(self._network.layers)
         self._predicting = chosen_layers("predict_layers", self.predict_layers, number)
@@ -260,7 +299,10 @@ class ForwardForward(ClassificationRule):
         """
         losses, goodness = [], []
         explicit = self.engine == "explicit"
-        with self._autocast(), torch.set_grad_enabled(not explicit):
+        if self.schedule == "sequential":
+            self._trained_layers = self._last_learning + 1
+        with self.autocast(), torch.set_grad_enabled(not explicit):
+            batch = (batch[0], *(labels.long() for labels in batch[1:]))
             for number, current in enumerate(self.contrast(batch, self.generators["negatives"])):
                 goodness.append(current.goodness().detach())
                 if self._learns(number):
@@ -304,7 +346,8 @@ class ForwardForward(ClassificationRule):
         if self.hard_scope == "readout":
             return cast(Tensor, self.neutral_readout(self._network, x))
         goodness = self._network.candidate_goodness(x)
-        return (goodness / goodness.new_tensor(self._network.goodness_units())).sum(-1)
+        units = goodness.new_tensor(self._network.goodness_units())
+        return self._summed(goodness / units, range(len(units)))
 
     @torch.no_grad()
     def _wrong_labels(self, batch: Sequence[Tensor], drive: Drive, generator: torch.Generator) -> Tensor:
@@ -372,7 +415,8 @@ class ForwardForward(ClassificationRule):
     def _alpha(self) -> float:
         return self.alpha if self.alpha is not None else 16.0 if self.loss == "ff" else 10.0
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What ``compute_dtype`` asks for."""
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -385,11 +429,16 @@ class ForwardForward(ClassificationRule):
 
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
         """``scores``, and where they are sums of goodness ``layer_goodness``, ``(batch, num_classes, layers)``."""
-        with self._autocast():
+        with self.autocast():
             if self.readout == "softmax":
                 return {"scores": self.neutral_readout(self._network, x)}
             goodness = self._network.candidate_goodness(x, self.predict_top_k)
-        return {"scores": goodness[..., self._predicting].sum(-1), "layer_goodness": goodness}
+        return {"scores": self._summed(goodness, self._predicting), "layer_goodness": goodness}
+
+    def _summed(self, goodness: Tensor, layers: Sequence[int]) -> Tensor:
+        """Sum over those of ``layers`` that have been trained, or are being; over all of them if none has."""
+        trained = [layer for layer in layers if self._trained_layers is None or layer < self._trained_layers]
+        return goodness[..., trained or list(layers)].sum(-1)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Class probabilities: the softmax of scores, as steep as the loss of a layer."""
@@ -424,7 +473,7 @@ class ForwardForward(ClassificationRule):
         labels = (target + torch.arange(tried, device=target.device).unsqueeze(1)) % network.num_classes
         passes = network.passes(x, lambda drive: labels, detach=False)
         goodness = torch.stack([p.goodness() for p in passes], dim=-1)
-        scores = goodness[..., self._predicting].sum(-1).t()
+        scores = self._summed(goodness, self._predicting).t()
         return self.loss_function(scores, torch.zeros_like(target))
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lightning_nobp.rules.synchronisation import rank
 
@@ -61,12 +60,28 @@ class RankGenerator:
             self._generator = torch.Generator(device).manual_seed(self.seed + rank())
         return self._generator
 
-    def reset(self, device: torch.device, state: Tensor | None = None) -> None:
-        """Start anew, or from a state."""
+    def reset(self) -> None:
+        """Start anew."""
         self._generator = None
-        if state is not None:
-            self.on(device).set_state(state.cpu())
 
-    def get_state(self) -> Tensor | None:
-        """Where it stands; None before the first number was drawn."""
-        return None if self._generator is None else self._generator.get_state()
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, and on which kind of device; empty before the first number was drawn."""
+        if self._generator is None:
+            return {}
+        return {"device": self._generator.device.type, "state": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from a state; on another kind of device, whose numbers are others, from the seed."""
+        self.reset()
+        if state and state["device"] == device.type:
+            self.on(device).set_state(state["state"].cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: torch's generators do not travel, but their state does."""
+        return {"seed": self.seed, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come back where it stood."""
+        self.seed, self._generator = state["seed"], None
+        if state["state"]:
+            self.load_state_dict(state["state"], torch.device(state["state"]["device"]))

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
 from toys import backprop, blobs, loader, trainer
 
 from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, run_folder
@@ -58,12 +59,23 @@ def test_goodness_of_positives_and_negatives(tmp_path):
     assert [p.name for p in (run_folder(run) / "figures").iterdir()] == ["val_goodness-step=0.png"]
 
 
-def test_goodness_of_all_labels(tmp_path):
-    rule = build(loss="class_softmax")
-    _, found = validate(tmp_path, rule, LayerGoodness(figure=False))
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_goodness_of_all_labels(tmp_path, num_classes):
+    rule = build(loss="class_softmax", num_classes=num_classes)
     x, y = blobs().tensors
+    x, y = x[y < num_classes], y[y < num_classes]
+    run = trainer(tmp_path, callbacks=[LayerGoodness(figure=False)])
+    run.validate(rule, DataLoader(TensorDataset(x, y), batch_size=40), verbose=False)
+    found = run.callback_metrics
     goodness = rule.network.candidate_goodness(x)[..., 0]
-    assert found["goodness/0/pair_accuracy"] == pytest.approx(float((goodness.argmax(1) == y).float().mean()))
+    expected = (goodness.argmax(1) == y).float().mean()
+    assert float(found["goodness/0/pair_accuracy"]) == pytest.approx(float(expected))
+
+
+def test_pruning_is_not_counted_against_a_layer(tmp_path):
+    rule, pruned = build(), build(predict_top_k=1)
+    expected, found = (validate(tmp_path, r, LayerAccuracy())[1]["layer_accuracy/1"] for r in (rule, pruned))
+    assert found == expected
 
 
 def test_watching_does_not_change_the_training(tmp_path):

@@ -41,10 +41,10 @@ def test_closed_form_equals_autograd(loss, kind, activation):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_goodness_of_maps_and_its_slope(kind):
+def test_goodness_of_maps_and_its_derivative(kind):
     h = random(3, 4, 5, 6).requires_grad_()
     [expected] = torch.autograd.grad(ff.goodness(h, kind).sum(), h)
-    torch.testing.assert_close(ff.goodness_slope(h.detach(), kind), expected)
+    torch.testing.assert_close(ff.local_error(h.detach(), torch.ones(3, dtype=torch.float64), kind), expected)
     torch.testing.assert_close(ff.goodness(h.detach(), kind, dim=1).shape, torch.Size((3, 5, 6)))
 
 
@@ -169,6 +169,24 @@ def test_hybrids_take_every_pixel_from_one_of_two_images():
     assert 0.4 < share < 0.6
     # Blobs: neighbouring pixels nearly always come from the same image.
     assert (mixed[..., 1:] == mixed[..., :-1]).float().mean() > 0.85
+
+
+def test_a_single_image_is_its_own_mixture():
+    x = random(1, 1, 6, 6)
+    assert torch.equal(ff.hybrid_images(x), x)
+
+
+def test_patterns_are_the_same_in_every_default_dtype():
+    def draw(kind):
+        return ff.class_patterns(4, 8, kind, torch.Generator().manual_seed(0))
+
+    for kind in ("normal", "uniform", "bernoulli", "orthogonal"):
+        expected = draw(kind)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            assert torch.equal(draw(kind), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from lightning_nobp.functional import forward_forward as ff
 from lightning_nobp.nn import (
-    MLP,
     FFConv2d,
     FFLinear,
     ForwardForwardCNN,
@@ -39,7 +38,7 @@ def mlp(hidden_dims=(7, 6, 5), **kwargs):
 
 
 def cnn(**kwargs):
-    return ForwardForwardCNN((3, 12, 12), 4, (5, 6, 7), pattern_dim=4, pattern_grid=2, **kwargs).double().eval()
+    return ForwardForwardCNN((3, 12, 12), 4, (5, 6, 7), pattern_dim=4, label_grid=2, **kwargs).double().eval()
 
 
 def images(network, batch=9):
@@ -123,10 +122,12 @@ def test_random_patterns_that_are_one_hot_are_appended_labels():
 def test_planes_are_further_channels():
     network = cnn(label="append", batch_norm=False)
     x, y = images(network), torch.randint(4, (9,))
-    layer = FFConv2d(3, 5, 3, padding=1, label_features=network.labelled_input.plane_features).double()
+    layer = FFConv2d(3, 5, 3, padding=1, label_grid=2, label_features=4).double()
     patterns = network.labelled_input.patterns
-    planes = F.interpolate(patterns[y], (12, 12))
-    kernel = F.pad(layer.label_weight[..., None, None], (1, 1, 1, 1))
+    # A plane for each class and cell.
+    cells = torch.einsum("bp,cd->bpcd", patterns[y], torch.eye(4, dtype=torch.float64)).view(9, 16, 2, 2)
+    planes = F.interpolate(cells, (12, 12))
+    kernel = F.pad(layer.label_weight.reshape(5, 16, 1, 1), (1, 1, 1, 1))
     expected = F.conv2d(torch.cat([x, planes], 1), torch.cat([layer.weight, kernel], 1), layer.bias, padding=1)
     torch.testing.assert_close(layer(x, patterns[y]), expected.relu(), rtol=1e-12, atol=1e-13)
 
@@ -179,7 +180,7 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     network = mlp()
     x = images(network, 50)
     whole = network.candidate_goodness(x)
-    monkeypatch.setattr("lightning_nobp.nn.forward_forward_network.LARGEST_CHUNK", 4 * 4 * 7 * 8 * 6)
+    monkeypatch.setattr(network, "_samples_in_chunk", lambda: 6)
     sizes, original = [], network._candidates
     monkeypatch.setattr(network, "_candidates", lambda part, k: sizes.append(len(part)) or original(part, k))
     with torch.no_grad():
@@ -187,13 +188,24 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
     assert max(sizes) == 6
 
 
-def test_memory_of_a_prediction_stays_within_its_bound():
-    network = ForwardForwardMLP((1, 28, 28), 10, (2000, 2000))
-    x = torch.randn(2000, 1, 28, 28)
+@pytest.mark.parametrize(
+    ("build", "samples"),
+    [
+        (lambda: ForwardForwardMLP((784,), 10, (2000, 2000)), 2000),
+        (lambda: ForwardForwardMLP((3072,), 2, (200, 200)), 20000),
+        (lambda: ForwardForwardMLP((12288,), 10, (50,)), 1000),
+        (lambda: ForwardForwardCNN((3, 32, 32), 10, pools=(2, 2, 1)), 1000),
+        (lambda: ForwardForwardCNN((3, 32, 32), 10, stream="labelled"), 100),
+        (lambda: ForwardForwardCNN((3, 64, 64), 200, (16, 16, 16)), 50),
+    ],
+)
+def test_memory_of_a_prediction_stays_within_its_bound(build, samples):
+    network = build().eval()
+    x = torch.randn(samples, *network.input_shape)
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
         network(x)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    live = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
     assert max(live) < 64 * 2**20
 
 
@@ -225,8 +237,8 @@ def test_neutral_features_are_the_normalised_activity_without_a_label():
 
 
 def test_dense_layers_behind_convolutions():
-    label = LabelledInput((1, 4, 4), 3, "append", planes=True, pattern_grid=2)
-    layers = [FFConv2d(1, 2, 3, padding=1, label_features=12), FFLinear(32, 5, label_features=48)]
+    label = LabelledInput((1, 4, 4), 3, "append", planes=True)
+    layers = [FFConv2d(1, 2, 3, padding=1, label_features=3, label_grid=2), FFLinear(32, 5, label_features=3)]
     network = ForwardForwardNetwork(layers, label, label_layers="all").double()
     network.input_shape = (1, 4, 4)
     x = images(network)
@@ -254,7 +266,22 @@ def test_dense_layers_behind_convolutions():
         (lambda: ForwardForwardCNN((3, 12), 4), r"input_shape=\(3, 12\): a CNN takes images"),
         (lambda: ForwardForwardCNN((3, 2, 2), 4), r"input_shape=\(3, 2, 2\) is too small"),
         (lambda: ForwardForwardCNN((3, 8, 8), 4, (3, 4)), r"channels=\(3, 4\).*one entry for each layer"),
-        (lambda: LabelledInput((9,), 2, pattern_grid=2), "pattern_grid=2: only planes have cells"),
+        (lambda: cnn(strides=(1, 0, 1)), "strides and pools must be at least 1"),
+        (lambda: FFConv2d(1, 2, 3, pool=0), "stride=1 and pool=0 must be at least 1"),
+        (lambda: FFLinear(3, 0), r"FFLinear of \(0, 3\): every size must be at least 1"),
+        (lambda: LabelledInput((9,), 2, patterns=torch.eye(2)), "patterns with label='overlay'"),
+        (
+            lambda: ForwardForwardNetwork([FFConv2d(9, 4, 3, label_features=2)], LabelledInput((9,), 2)),
+            "planes=False with a first layer of type FFConv2d",
+        ),
+        (
+            lambda: ForwardForwardNetwork([FFLinear(9, 4, label_features=2), FFLinear(5, 4)], LabelledInput((9,), 2)),
+            "layers do not fit each other",
+        ),
+        (
+            lambda: LabelledInput((9,), 2, "icp", patterns=torch.tensor([[1.0, 0.0], [1.00001, 0.0]])),
+            "patterns has two equal rows",
+        ),
         (lambda: ForwardForwardNetwork([], LabelledInput((9,), 2)), "layers is empty"),
         (
             lambda: ForwardForwardNetwork([FFLinear(9, 4)], LabelledInput((9,), 2)),
@@ -278,7 +305,3 @@ def test_dense_layers_behind_convolutions():
 def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-def test_other_networks_have_no_goodness():
-    assert not isinstance(MLP((9,), 2), ForwardForwardNetwork)

@@ -1,14 +1,19 @@
 """Forward-Forward and SymBa as rules: options, prediction, locality, precision, resume, and what they refuse."""
 
+import pickle
 from functools import partial
 from itertools import pairwise
 
 import lightning as L
 import pytest
 import torch
+from ddp_training import load, train_symba
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from toys import blobs, loader, trainer, weights
 
+from lightning_nobp.callbacks import GradientAlignment
+from lightning_nobp.cli.export import export
 from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.functional import forward_forward as ff
 from lightning_nobp.nn import MLP, ForwardForwardCNN, ForwardForwardMLP
@@ -60,7 +65,7 @@ def test_engines_give_the_same_gradients_in_convolutions(stream):
     batch = (torch.randn(6, 2, 12, 12, dtype=torch.float64), torch.arange(6) % 3)
     found = []
     for engine in ("explicit", "autograd"):
-        network = partial(ForwardForwardCNN, channels=(4, 5, 6), stream=stream, pattern_grid=2, batch_norm=True)
+        network = partial(ForwardForwardCNN, channels=(4, 5, 6), stream=stream, label_grid=2, batch_norm=True)
         rule = build(network=network, input_shape=(2, 12, 12), engine=engine, readout="softmax").double()
         found.append(gradients(rule, batch))
     torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-13)
@@ -72,9 +77,9 @@ def test_explicit_engine_builds_no_graph():
             assert not torch.is_grad_enabled()
             return function(*args, **(kwargs or {}))
 
-    rule = build(readout="softmax")
-    with torch.no_grad(), Watch():
-        rule.compute_gradients(blobs().tensors)
+    rule, batch = build(readout="softmax"), blobs().tensors
+    with Watch():
+        rule.compute_gradients(batch)
     assert all(p.grad is not None for p in rule.parameters())
 
 
@@ -236,34 +241,132 @@ def test_sequential_schedule_trains_one_layer_after_another(tmp_path):
         trainer(tmp_path, max_epochs=3).fit(build(schedule="sequential", epochs_per_layer=2), loader())
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
-    def run(epochs, **kwargs):
-        rule = build(network=partial(NEUTRAL, batch_norm=True), optimizer=partial(torch.optim.Adam, lr=0.01))
-        fit = trainer(tmp_path, max_epochs=epochs)
-        fit.fit(rule, loader(shuffle=False), **kwargs)
-        return rule, fit
+@pytest.mark.parametrize("at", [4, 6, 9])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, at):
+    def run(*callbacks, **kwargs):
+        options = {"network": partial(NEUTRAL, batch_norm=True), "peer_normalisation": 0.1, "readout": "softmax"}
+        options |= {"input_shape": (1, 8, 8), "num_classes": 10}
+        rule = build(optimizer=partial(torch.optim.Adam, lr=0.01), **options)
+        fit = trainer(tmp_path, max_epochs=2, callbacks=list(callbacks), enable_checkpointing=bool(callbacks))
+        torch.manual_seed(0)
+        fit.fit(rule, DigitsDataModule(subset=400, val_size=80, batch_size=64), **kwargs)
+        return [weights(rule), *rule.buffers()]
 
-    whole, _ = run(4)
-    _, half = run(2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    resumed, _ = run(4, ckpt_path=tmp_path / "half.ckpt")
-    assert torch.equal(weights(whole), weights(resumed))
-    assert all(torch.equal(a, b) for a, b in zip(whole.buffers(), resumed.buffers(), strict=True))
-    again, _ = run(4)
-    assert torch.equal(weights(whole), weights(again))
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = run(keep)
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(ckpt_path=tmp_path / f"step={at}.ckpt"), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(), strict=True))
 
 
-@pytest.mark.parametrize("as_instance", [True, False])
-def test_checkpoint_builds_the_rule_again(tmp_path, as_instance):
-    network = partial(ForwardForwardMLP, hidden_dims=(8, 7), label="icp", pattern_dim=5)
-    network = network((1, 2, 3), 3) if as_instance else network
-    rule = build(SymBa, network=network, readout="softmax")
+def test_measuring_the_alignment_changes_nothing(tmp_path):
+    def run(*callbacks):
+        rule = build(network=partial(NEUTRAL, batch_norm=True), readout="softmax")
+        trainer(tmp_path, max_epochs=2, callbacks=list(callbacks)).fit(rule, loader())
+        return [weights(rule), *rule.buffers()]
+
+    measured = run(GradientAlignment(every_n_steps=2))
+    assert all(torch.equal(a, b) for a, b in zip(run(), measured, strict=True))
+
+
+@pytest.mark.parametrize(("num_classes", "batch"), [(2, 5), (100, 7), (3, 1)])
+def test_any_number_of_classes_and_samples(num_classes, batch):
+    rule = build(input_shape=(1, 12, 12), num_classes=num_classes)
+    x, y = torch.randn(batch, 1, 12, 12), torch.arange(batch) % num_classes
+    found, values = gradients(rule, (x, y))
+    assert values["loss"].isfinite()
+    assert any(g.any() for g in found)
+    assert rule(x).shape == (batch, num_classes)
+
+
+def test_reading_does_not_count_in_batch_normalisation():
+    network = partial(NEUTRAL, batch_norm=True)
+    batch = blobs().tensors
+    rules = [build(network=network), build(network=network, readout="softmax")]
+    for rule in rules:
+        rule.compute_gradients(batch)
+    counts = [rule.network.layers[0].batch_norm for rule in rules]
+    assert counts[1].num_batches_tracked == 1
+    assert torch.equal(counts[0].running_mean, counts[1].running_mean)
+
+
+def test_layers_that_have_not_learnt_yet_are_not_asked(tmp_path):
+    rule = build(schedule="sequential", epochs_per_layer=1)
+    x, _ = blobs().tensors
+    seen = []
+
+    class Watch(L.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            goodness = pl_module.network.candidate_goodness(x)
+            seen.append([torch.equal(pl_module(x), goodness[..., :n].sum(-1)) for n in (1, 2)])
+
+    run = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0, callbacks=[Watch()])
+    run.fit(rule, loader(), loader())
+    assert seen == [[True, False], [False, True]]
+    run.save_checkpoint(tmp_path / "rule.ckpt")
+    assert SymBa.load_from_checkpoint(tmp_path / "rule.ckpt")._trained_layers == 2
+
+
+@pytest.mark.parametrize("kind", [ForwardForward, SymBa])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_dims": (8, 7)},
+        {"hidden_dims": (8, 7), "input_dim": 6, "input_shape": None},
+        {"network": partial(ForwardForwardMLP, hidden_dims=(8, 7), label="icp", pattern_dim=5)},
+        {"network": ForwardForwardMLP((1, 2, 3), 3, (8, 7), label="icp", pattern_dim=5)},
+        {"network": ForwardForwardMLP, "schedule": "sequential", "epochs_per_layer": 1},
+    ],
+)
+def test_checkpoint_builds_the_rule_again(tmp_path, kind, options):
+    rule = build(kind, readout="softmax", **options)
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(rule, loader())
+    fit.save_checkpoint(tmp_path / "rule.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "rule.ckpt")
+    x, _ = blobs().tensors
+    assert torch.equal(loaded.eval()(x), rule.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"predict_top_k": 2},
+        {"readout": "softmax"},
+        {"network": partial(ForwardForwardMLP, label="add")},
+        {"network": NEUTRAL},
+        {"network": partial(ForwardForwardCNN, channels=(4, 5), kernel_sizes=(3, 3), strides=(1, 1), pools=(2, 1))},
+    ],
+)
+def test_export(tmp_path, options):
+    rule = build(**options)
     fit = trainer(tmp_path)
     fit.fit(rule, loader())
     fit.save_checkpoint(tmp_path / "rule.ckpt")
-    loaded = SymBa.load_from_checkpoint(tmp_path / "rule.ckpt")
-    x, _ = blobs().tensors
-    assert torch.equal(loaded.eval()(x), rule.eval()(x))
+    assert export(tmp_path / "rule.ckpt", tmp_path / "net.pt2") < 1e-5
+    scores = torch.export.load(tmp_path / "net.pt2").module()(blobs().tensors[0])
+    torch.testing.assert_close(scores, rule.eval()(blobs().tensors[0]))
+
+
+def test_a_rule_that_has_drawn_travels_to_other_processes():
+    rule = build(negatives="random")
+    batch = blobs().tensors
+    rule.compute_gradients(batch)
+    other = pickle.loads(pickle.dumps(rule))
+    draws = [next(r.contrast(batch, r.generators["negatives"])).labels for r in (rule, other)]
+    assert torch.equal(*draws)
+
+
+def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
+    train_symba(tmp_path, "auto")
+    train_symba(tmp_path, "ddp_spawn")
+    single, ranks = load(tmp_path, 0, 1), [load(tmp_path, rank, 2) for rank in (0, 1)]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    torch.testing.assert_close(ranks[0]["weights"], single["weights"], rtol=1e-5, atol=1e-6)
+    names = [n for n in single["metrics"] if n.startswith(("val/", "layer_", "prefix_", "goodness/"))]
+    assert len(names) == 16
+    for name in names:
+        assert ranks[0]["metrics"][name] == pytest.approx(single["metrics"][name], rel=1e-4), name
 
 
 def test_flat_inputs_by_their_length():
@@ -336,6 +439,14 @@ def test_global_loss_is_that_of_the_whole_network_with_its_gradients():
             {"readout": "softmax", "readout_layers": "skip_first", "hidden_dims": (4,)},
             "readout_layers='skip_first' leaves none of one layer",
         ),
+        ({"num_classes": 4, "network": ForwardForwardMLP((1, 2, 3), 3)}, "num_classes=4 does not fit the network's, 3"),
+        ({"input_dim": 7}, r"input_dim=7 and input_shape=\(1, 2, 3\): give one of them"),
+        ({"predict_top_k": 2, "network": NEUTRAL}, "predict_top_k=2 has no effect.*stream='neutral'"),
+        ({"predict_top_k": 2, "readout": "softmax"}, "predict_top_k=2 have no effect on readout='softmax'"),
+        ({"predict_layers": [0], "readout": "softmax"}, r"predict_layers=\[0\].*no effect on readout"),
+        ({"readout_layers": [0]}, r"readout_layers=\[0\] has no effect without readout"),
+        ({"hard_scope": "all", "negatives": "random"}, "hard_scope='all' has no effect on negatives='random'"),
+        ({"loss": "class_softmax", "negatives": "random"}, "negatives='random' has no effect: loss='class_softmax'"),
         ({"hard_scope": "readout"}, "hard_scope='readout'.*readout='softmax'"),
         ({"hard_scope": "each"}, "hard_scope='each'.*stream='neutral'"),
         ({"negatives": "hybrid"}, "negatives='hybrid' learns without labels"),
@@ -399,6 +510,34 @@ def test_the_same_label_twice_is_harmless_for_symba():
     assert values["loss"].item() == pytest.approx(2 * 0.6931, rel=1e-3)
     found, _ = gradients(build(ForwardForward, negatives="given"), (x, y, y))
     assert max(g.abs().max() for g in found) > 1e-3
+
+
+def test_precision_that_overflows_squares_is_refused():
+    assert "16-mixed" not in SymBa.supported_precisions
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    x, y = blobs().tensors
+    expected, _ = gradients(build(readout="softmax"), (x, y))
+    found, _ = gradients(build(readout="softmax"), (x, y.to(dtype)))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_size_of_images_is_checked_with_a_network_of_ones_own(tmp_path):
+    rule = SymBa(network=ForwardForwardMLP((1, 2, 4), 3, (5,)), num_classes=3)
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 2, 3\) do not fit .*input_shape=\(1, 2, 4\)"):
+        trainer(tmp_path).fit(rule, loader())
+
+
+def test_hybrids_of_an_uneven_last_batch(tmp_path):
+    trainer(tmp_path).fit(build(**UNLABELLED), loader(33))
+
+
+def test_double_networks_are_read_in_double():
+    network = ForwardForwardMLP((1, 2, 3), 3, (5,)).double()
+    rule = SymBa(network=network, num_classes=3, readout="softmax")
+    assert rule(blobs().tensors[0].double()).dtype == torch.float64
 
 
 def test_hybrids_need_images(tmp_path):
