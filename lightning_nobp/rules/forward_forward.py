@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional import forward_forward as ff
-from lightning_nobp.nn.forward_forward import SLOPES, Drive, LayerPass
+from lightning_nobp.nn.forward_forward import SLOPES, Drive, FFLayer, LayerPass
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, ForwardForwardMLP
 from lightning_nobp.nn.forward_forward_readout import NeutralReadout
@@ -47,6 +48,7 @@ class ForwardForward(ClassificationRule):
             are arguments of the network.
         hidden_dims: Units of the layers of ``'mlp'``, (500, 500) by default.
         input_dim: Entries of a sample, in place of ``input_shape`` where samples are flat.
+        input_shape: See :class:`ClassificationRule`.
         loss: ``'ff'``, each goodness against a threshold; ``'symba'``, the two goodnesses of one sample against each
             other; ``'swish'``, likewise, but letting go of pairs that are far apart; ``'class_softmax'``,
             cross-entropy over the goodness of all labels, which needs no negatives.
@@ -90,6 +92,7 @@ class ForwardForward(ClassificationRule):
         network: str | nn.Module | NetworkFactory = "mlp",
         hidden_dims: Sequence[int] | None = None,
         input_dim: int | None = None,
+        input_shape: Sequence[int] | None = None,
         loss: Literal["ff", "symba", "swish", "class_softmax"] = "ff",
         alpha: float | None = None,
         threshold: float | None = None,
@@ -119,17 +122,20 @@ class ForwardForward(ClassificationRule):
         self.engine, self.compute_dtype = engine, compute_dtype
         self._check_arguments()
         # Names of their own: the base keeps what the arguments were.
-        factory, options = network, dict(kwargs)
+        factory, shape = network, input_shape
         if hidden_dims is not None:
             if network != "mlp":
-                raise ValueError(f"hidden_dims={hidden_dims} is for network='mlp': give your network its own widths")
+                raise ValueError(
+                    f"hidden_dims={hidden_dims} is for network='mlp': give your network its own, on the command line "
+                    "--model.network.hidden_dims"
+                )
             factory = partial(ForwardForwardMLP, hidden_dims=tuple(hidden_dims))
         if input_dim is not None:
-            if kwargs.get("input_shape") not in (None, (input_dim,), [input_dim]):
-                raise ValueError(f"input_dim={input_dim} and input_shape={kwargs['input_shape']}: give one of them")
-            options["input_shape"] = (input_dim,)
+            if input_shape is not None and tuple(input_shape) != (input_dim,):
+                raise ValueError(f"input_dim={input_dim} and input_shape={input_shape}: give one of them")
+            shape = (input_dim,)
         self._trained_layers: int | None = None
-        super().__init__(network=factory, optimizer=optimizer, **options)
+        super().__init__(network=factory, input_shape=shape, optimizer=optimizer, **kwargs)
         self.generators["negatives"] = RankGenerator(seed)
 
     # At the door
@@ -150,11 +156,10 @@ class ForwardForward(ClassificationRule):
             raise ValueError(f"peer_normalisation={self.peer_normalisation} must not be negative")
         if not 0 <= self.peer_momentum < 1:
             raise ValueError(f"peer_momentum={self.peer_momentum} must lie from 0 to below 1")
-        if (self.schedule == "sequential") != (self.epochs_per_layer is not None):
-            raise ValueError(
-                f"epochs_per_layer={self.epochs_per_layer} with schedule={self.schedule!r}: give it to "
-                "schedule='sequential', and to no other"
-            )
+        if self.schedule == "sequential" and self.epochs_per_layer is None:
+            raise ValueError("schedule='sequential' needs epochs_per_layer=N")
+        if self.schedule == "simultaneous" and self.epochs_per_layer is not None:
+            raise ValueError(f"epochs_per_layer={self.epochs_per_layer} has no effect without schedule='sequential'")
         if self.epochs_per_layer is not None and self.epochs_per_layer < 1:
             raise ValueError(f"epochs_per_layer={self.epochs_per_layer} must be at least 1")
         self._check_combinations()
@@ -212,7 +217,13 @@ class ForwardForward(ClassificationRule):
         chosen_layers("predict_layers", self.predict_layers, len(network.layers))
 
     def _check_layers(self, network: ForwardForwardNetwork) -> None:
-        for number, layer in enumerate(network.layers):
+        for number, layer in enumerate(cast(list[FFLayer], list(network.layers))):
+            usual = self._usual_threshold(layer)
+            if self.threshold is not None and self.threshold * usual <= 0:
+                raise ValueError(
+                    f"threshold={self.threshold} is not among the values of goodness={layer.goodness!r}: all samples "
+                    f"lie on one side; the usual is {usual}"
+                )
             if self.engine == "explicit" and layer.activation not in SLOPES:
                 raise TypeError(
                     f"layers[{number}] has activation={layer.activation!r}, which has no closed form here: take one of "
@@ -236,7 +247,9 @@ class ForwardForward(ClassificationRule):
 
     def _check_given(self, batch: Sequence[Tensor], target: Tensor) -> None:
         if len(batch) < 3:
-            raise ValueError("negatives='given' needs batches (inputs, class numbers, wrong class numbers)")
+            raise MisconfigurationException(
+                "negatives='given' needs batches (inputs, class numbers, wrong class numbers)"
+            )
         wrong = batch[2]
         if wrong.shape != target.shape or wrong.is_floating_point():
             raise ValueError(
@@ -254,7 +267,7 @@ class ForwardForward(ClassificationRule):
             return
         needed, planned = len(self._network.layers) * self.epochs_per_layer, self.trainer.max_epochs
         if planned is not None and 0 <= planned < needed:
-            raise ValueError(
+            raise MisconfigurationException(
                 f"max_epochs={planned} ends before the last layer's turn: epochs_per_layer={self.epochs_per_layer} for "
                 f"{len(self._network.layers)} layers needs max_epochs={needed}"
             )
@@ -336,7 +349,7 @@ class ForwardForward(ClassificationRule):
 
         def choose(drive: Drive) -> Tensor:
             if not chosen or self.hard_scope == "each":
-                chosen[:] = [torch.stack([target, self._wrong_labels(batch, drive, numbers)])]
+                chosen[:] = [torch.stack([target, self.wrong_labels(batch, drive, numbers)])]
             return chosen[0]
 
         return network.passes(x, choose)
@@ -350,7 +363,17 @@ class ForwardForward(ClassificationRule):
         return self._summed(goodness / units, range(len(units)))
 
     @torch.no_grad()
-    def _wrong_labels(self, batch: Sequence[Tensor], drive: Drive, generator: torch.Generator) -> Tensor:
+    def wrong_labels(self, batch: Sequence[Tensor], drive: Drive, generator: torch.Generator) -> Tensor:
+        """A wrong label for each sample; override it for negatives of your own.
+
+        Args:
+            batch: As in :meth:`compute_gradients`.
+            drive: What drives the first layer, which tells any label's goodness there.
+            generator: Of random numbers, on the device of the batch.
+
+        Returns:
+            ``(batch,)``, class numbers.
+        """
         x, target = batch[:2]
         network = self._network
         if self.negatives == "given" and len(batch) > 2:
@@ -382,8 +405,12 @@ class ForwardForward(ClassificationRule):
 
     def _slope(self, current: LayerPass) -> dict[str, float]:
         """Slope and threshold of a layer's loss."""
-        usual = -1.0 if current.layer.goodness == "negative" else 1.0
-        return {"alpha": self._alpha, "threshold": usual if self.threshold is None else self.threshold}
+        threshold = self._usual_threshold(current.layer) if self.threshold is None else self.threshold
+        return {"alpha": self._alpha, "threshold": threshold}
+
+    @staticmethod
+    def _usual_threshold(layer: FFLayer) -> float:
+        return -1.0 if layer.goodness == "negative" else 1.0
 
     @torch.no_grad()
     def _peer(self, current: LayerPass) -> tuple[Tensor | None, float | Tensor]:

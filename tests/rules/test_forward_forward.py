@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from ddp_training import load, train_symba
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from toys import blobs, loader, trainer, weights
@@ -147,6 +148,17 @@ def test_each_layer_draws_its_own_hard_labels():
         assert torch.equal(current.labels[1], expected)
 
 
+def test_negatives_of_ones_own():
+    class NextLabel(SymBa):
+        def wrong_labels(self, batch, drive, generator):
+            return (batch[1] + 1) % self.num_classes
+
+    batch = blobs().tensors
+    given = build(SymBa, negatives="given")
+    expected = gradients(given, (*batch, (batch[1] + 1) % 3))
+    torch.testing.assert_close(gradients(build(NextLabel), batch), expected, rtol=0, atol=0)
+
+
 def test_each_rank_draws_its_own_negatives(monkeypatch):
     x, y = blobs().tensors
     labels = []
@@ -237,7 +249,7 @@ def test_sequential_schedule_trains_one_layer_after_another(tmp_path):
     moved = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in pairwise(seen)]
     assert moved == [[True, False], [False, True], [False, True], [False, True]]
     with pytest.raises(
-        ValueError, match=r"max_epochs=3 ends before.*epochs_per_layer=2 for 2 layers needs max_epochs=4"
+        MisconfigurationException, match=r"max_epochs=3 ends before.*epochs_per_layer=2 for 2 layers needs max_epochs=4"
     ):
         trainer(tmp_path, max_epochs=3).fit(build(schedule="sequential", epochs_per_layer=2), loader())
 
@@ -422,11 +434,12 @@ def test_global_loss_is_that_of_the_whole_network_with_its_gradients():
         ({"hard_temperature": -1.0}, "hard_temperature=-1.0 must be positive"),
         ({"threshold": 1.0}, "threshold=1.0 belongs to loss='ff': loss='symba' has none"),
         ({"loss": "ff", "threshold": float("inf")}, "threshold=inf must be finite"),
+        ({"loss": "ff", "threshold": -1.0}, "threshold=-1.0 is not among the values of goodness='mean_square'"),
         ({"peer_normalisation": -0.1}, "peer_normalisation=-0.1 must not be negative"),
         ({"peer_momentum": 1.0}, "peer_momentum=1.0 must lie from 0"),
         ({"peer_normalisation": 0.1, "loss": "class_softmax"}, "peer_normalisation=0.1 needs a loss of pairs"),
-        ({"schedule": "sequential"}, "epochs_per_layer=None with schedule='sequential'"),
-        ({"epochs_per_layer": 2}, "epochs_per_layer=2 with schedule='simultaneous'"),
+        ({"schedule": "sequential"}, "schedule='sequential' needs epochs_per_layer=N"),
+        ({"epochs_per_layer": 2}, "epochs_per_layer=2 has no effect without schedule='sequential'"),
         ({"schedule": "sequential", "epochs_per_layer": 0}, "epochs_per_layer=0 must be at least 1"),
         ({"hidden_dims": ()}, r"hidden_dims=\(\) must hold at least one width"),
         ({"hidden_dims": (4,), "network": NEUTRAL}, r"hidden_dims=\(4,\) is for network='mlp'"),
@@ -500,7 +513,7 @@ def test_bad_batches_are_refused_in_training_and_validation(tmp_path, change, er
 def test_bad_given_negatives_are_refused(tmp_path, wrong, message):
     x, y = blobs().tensors
     data = TensorDataset(x, y) if wrong is None else TensorDataset(x, y, wrong(y))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
         trainer(tmp_path).fit(build(ForwardForward, negatives="given"), DataLoader(data, batch_size=16))
 
 
