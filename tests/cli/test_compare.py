@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from lightning_nobp.cli import compare, recipes
+from lightning_nobp.cli.report import conditions
 
 FAILING = """
 import os
@@ -243,3 +244,10 @@ def test_recording_notes_means_beside_the_recipes(tmp_path, monkeypatch):
     assert {k: v for k, v in after.items() if k != "digits/backprop"} == {
         k: v for k, v in before.items() if k != "digits/backprop"
     }
+
+
+def test_report_says_how_many_threads_there_were(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert conditions()["threads"] == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert conditions()["threads"] >= 1
