@@ -545,7 +545,10 @@ def test_size_of_images_is_checked_with_a_network_of_ones_own(tmp_path):
 
 
 def test_hybrids_of_an_uneven_last_batch(tmp_path):
-    trainer(tmp_path).fit(build(**UNLABELLED), loader(33))
+    run = trainer(tmp_path)
+    run.fit(build(**UNLABELLED), loader(33))
+    assert run.global_step == 3
+    assert run.callback_metrics["train/loss"].isfinite()
 
 
 def test_double_networks_are_read_in_double():
