@@ -317,10 +317,11 @@ class ForwardForward(ClassificationRule):
         with self.autocast(), torch.set_grad_enabled(not explicit):
             batch = (batch[0], *(labels.long() for labels in batch[1:]))
             for number, current in enumerate(self.contrast(batch, self.generators["negatives"])):
-                goodness.append(current.goodness().detach())
+                found = current.goodness()
+                goodness.append(found.detach())
                 if self._learns(number):
                     learn = self._add_gradients if explicit else self._backpropagate
-                    losses.append(learn(current, batch[1]))
+                    losses.append(learn(current, found, batch[1]))
                 if number == self._last_learning:
                     break
             values = {"loss": torch.stack(losses).sum(), "pair_accuracy": self._share_right(goodness, batch[1])}
@@ -368,7 +369,8 @@ class ForwardForward(ClassificationRule):
 
         Args:
             batch: As in :meth:`compute_gradients`.
-            drive: What drives the first layer, which tells any label's goodness there.
+            drive: What drives the first layer (with ``hard_scope='each'`` each layer), which tells any label's goodness
+                there.
             generator: Of random numbers, on the device of the batch.
 
         Returns:
@@ -388,16 +390,15 @@ class ForwardForward(ClassificationRule):
         temperature = math.inf if self.negatives == "argmax" else self.hard_temperature
         return ff.sample_hard_labels(scores, target, temperature, generator)
 
-    def _add_gradients(self, current: LayerPass, target: Tensor) -> Tensor:
+    def _add_gradients(self, current: LayerPass, goodness: Tensor, target: Tensor) -> Tensor:
         unit = current.drive.unit
-        q, loss = ff.candidate_coefficients(self.loss, current.goodness() / unit, target, **self._slope(current))
+        q, loss = ff.candidate_coefficients(self.loss, goodness / unit, target, **self._slope(current))
         extra, peer_loss = self._peer(current)
         current.add_gradients(q / unit, extra)
         return loss + peer_loss
 
-    def _backpropagate(self, current: LayerPass, target: Tensor) -> Tensor:
-        goodness = current.goodness() / current.drive.unit
-        loss = ff.candidate_loss(self.loss, goodness, target, **self._slope(current))
+    def _backpropagate(self, current: LayerPass, goodness: Tensor, target: Tensor) -> Tensor:
+        loss = ff.candidate_loss(self.loss, goodness / current.drive.unit, target, **self._slope(current))
         extra, peer_loss = self._peer(current)
         objective = loss if extra is None else loss + (current.h * extra).sum()
         objective.backward()  # type: ignore[no-untyped-call]
