@@ -31,9 +31,21 @@ RULES = (
         "Forward-Forward with right and wrong labels against each other, without a threshold",
         "SymBa: Symmetric Backpropagation-Free Contrastive Learning (arXiv 2303.08418)",
     ),
+    RuleEntry(
+        "ResidualCompensation",
+        "lightning_nobp.rules.ResidualCompensation",
+        "each layer in closed form, fitted to what the layers before it got wrong",
+        "Deep Residual Compensation Convolutional Network without Backpropagation (arXiv 2301.11663)",
+    ),
+    RuleEntry(
+        "PCANet",
+        "lightning_nobp.rules.PCANet",
+        "two layers of principal components, hashing, histograms, a linear classifier",
+        "PCANet: A Simple Deep Learning Baseline for Image Classification? (arXiv 1404.3606)",
+    ),
 )
 
-NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP")
+NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetwork", "ResCNet")
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (

@@ -53,6 +53,7 @@ class ImageBatches:
         mean: Of each channel, in units of the largest value.
         std: Of each channel, likewise.
         transform: Changes a uint8 batch at random, or None.
+        with_index: Whether batches tell the number of each sample, counted among the chosen.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class ImageBatches:
         mean: Sequence[float],
         std: Sequence[float],
         transform: Transform | None = None,
+        with_index: bool = False,
     ) -> None:
         self.source, self.chosen, self.transform = source, chosen, transform
+        self.with_index = with_index
         self._shift = torch.tensor(mean).view(1, -1, 1, 1) * 255
         self._scale = 1 / (torch.tensor(std).view(1, -1, 1, 1) * 255)
 
@@ -71,14 +74,17 @@ class ImageBatches:
         return len(self.chosen)
 
     def __getitems__(self, index: BatchIndex) -> Batch:
-        """Inputs ``(batch, channels, height, width)``, float32, and class numbers ``(batch,)``."""
-        samples = self.chosen[torch.tensor(index)]
+        """Inputs ``(batch, channels, height, width)``, float32, class numbers ``(batch,)``, and sample numbers."""
+        numbers = torch.tensor(index)
+        samples = self.chosen[numbers]
         images = self.source.images(samples)
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(index.seed)
                 images = self.transform(images)
-        return images.float().sub_(self._shift).mul_(self._scale), self.source.labels[samples]
+        x = images.float().sub_(self._shift).mul_(self._scale)
+        labels = self.source.labels[samples]
+        return (x, labels, numbers) if self.with_index else (x, labels)
 
 
 class ImageDataModule(LightningDataModule):
@@ -97,6 +103,10 @@ class ImageDataModule(LightningDataModule):
         augment: Whether training images are changed at random, in the way usual for the data set.
         transforms: Applied to each uint8 training batch ``(batch, channels, height, width)`` instead: a module, like
             those of :mod:`lightning_nobp.datamodules.augment`, or a function.
+        shuffle: Whether each epoch has its own order of training samples. False for rules that sum statistics: the
+            order does not matter to them, but each process then sees the same samples in every epoch.
+        with_index: Whether batches have a third tensor ``(batch,)``: the number of each sample in its split, by which
+            a rule knows it again.
         drop_last: Whether to leave out a last training batch that is not full.
         pad_shards: Whether several processes repeat training samples until all have equally many. False for rules
             that sum statistics, where each sample must count once. Evaluation never pads.
@@ -124,6 +134,8 @@ class ImageDataModule(LightningDataModule):
         subset: int | float | None = None,
         augment: bool = False,
         transforms: nn.Module | Transform | None = None,
+        shuffle: bool = True,
+        with_index: bool = False,
         drop_last: bool = False,
         pad_shards: bool = True,
         num_workers: int = 0,
@@ -151,6 +163,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.subset = val_size, subset
         self.augment, self.transforms = augment, transforms
+        self.shuffle, self.with_index = shuffle, with_index
         self.drop_last, self.pad_shards = drop_last, pad_shards
         self.num_workers, self.download, self.seed = num_workers, download, seed
         self._sets: dict[str, tuple[ImageSource, Tensor]] = {}
@@ -206,9 +219,9 @@ class ImageDataModule(LightningDataModule):
         return state
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled training batches; in order while the Trainer overfits some of them."""
+        """Training batches, shuffled if ``shuffle``; in order while the Trainer overfits some of them."""
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader("train", shuffle=not overfits)
+        return self._loader("train", shuffle=self.shuffle and not overfits)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Validation batches; none if ``val_size`` is 0."""
@@ -239,7 +252,7 @@ class ImageDataModule(LightningDataModule):
             pad=self.pad_shards and train,
         )
         return ResumableLoader(
-            ImageBatches(source, chosen, self.mean, self.std, transform),
+            ImageBatches(source, chosen, self.mean, self.std, transform, self.with_index),
             sampler,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

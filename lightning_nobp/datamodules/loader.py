@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from lightning_nobp.datamodules.sampler import BatchIndex, EpochBatchSampler
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""Inputs, class numbers, and what else a data module gives."""
 
 
 class BatchedDataset(Protocol):
@@ -18,7 +19,7 @@ class BatchedDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, index: BatchIndex) -> Batch:
-        """Inputs ``(batch, channels, height, width)`` and class numbers ``(batch,)``."""
+        """Inputs ``(batch, channels, height, width)``, class numbers ``(batch,)``, and what else there is."""
         ...
 
 

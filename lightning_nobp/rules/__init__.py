@@ -3,6 +3,18 @@
 from lightning_nobp.rules.backprop import Backprop
 from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.classification import ClassificationRule
+from lightning_nobp.rules.closed_form import ClosedFormRule
 from lightning_nobp.rules.forward_forward import ForwardForward, SymBa
+from lightning_nobp.rules.pcanet import PCANet
+from lightning_nobp.rules.residual_compensation import ResidualCompensation
 
-__all__ = ["Backprop", "ClassificationRule", "ForwardForward", "LearningRule", "SymBa"]
+__all__ = [
+    "Backprop",
+    "ClassificationRule",
+    "ClosedFormRule",
+    "ForwardForward",
+    "LearningRule",
+    "PCANet",
+    "ResidualCompensation",
+    "SymBa",
+]

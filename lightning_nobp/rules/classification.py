@@ -140,6 +140,10 @@ class ClassificationRule(LearningRule):
         """What callbacks get of a validation or test batch: ``scores``, and what else a rule finds on the way."""
         return {"scores": self(x)}
 
+    def batch_outputs(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """:meth:`outputs` of a whole validation or test batch, for rules that use more of it than the inputs."""
+        return self.outputs(batch[0])
+
     def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss that is reported for validation and test: softmax cross-entropy by default.
 
@@ -183,7 +187,7 @@ class ClassificationRule(LearningRule):
         if batch_idx == 0:
             self.check_batch(batch)
         x, target = batch[:2]
-        outputs = self.outputs(x)
+        outputs = self.batch_outputs(batch)
         scores = outputs["scores"]
         if scores.shape[1:] != (self.num_classes,):
             raise ValueError(

@@ -1,6 +1,6 @@
 """What ranks of a distributed run exchange; on a single process every function is the identity."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,6 +75,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     total = _to_backend(value.detach().clone())
     dist.all_reduce(total)
     return total.to(value.device)
+
+
+def broadcast_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the main rank."""
+    if is_distributed():
+        for tensor in tensors:
+            shared = _to_backend(tensor.detach())
+            dist.broadcast(shared, 0)
+            tensor.detach().copy_(shared)
 
 
 def gather_from_ranks(value: Any) -> list[Any]:
