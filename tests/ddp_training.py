@@ -13,8 +13,8 @@ from toys import backprop, blobs, trainer, weights
 
 from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, PredictionWriter
 from lightning_nobp.datamodules import DigitsDataModule
-from lightning_nobp.nn import ForwardForwardMLP
-from lightning_nobp.rules import Backprop, SymBa
+from lightning_nobp.nn import ForwardForwardMLP, ResCNet
+from lightning_nobp.rules import Backprop, ResidualCompensation, SymBa
 
 
 class ShardedBlobs(L.LightningDataModule):
@@ -76,6 +76,19 @@ def train_symba(folder: Path, strategy: str) -> None:
     callbacks = [SaveRank(folder), LayerAccuracy(), LayerGoodness(figure=False)]
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
     trainer(folder, max_epochs=2, callbacks=callbacks, **settings).fit(rule, datamodule=ShardedBlobs())
+
+
+def fit_closed_form(folder: Path, strategy: str, cache: str) -> None:
+    """Residual compensation on digits whose number is odd, on one process or two."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    network = partial(ResCNet, depth=2, channels=5, first_kernel_size=3, pooling={"crelu_mean": 2})
+    rule = ResidualCompensation(network=network, cache=cache, stat_dtype="float64", pca_fraction=0.5)
+    data = DigitsDataModule(
+        subset=402, val_size=101, batch_size=100 // devices, shuffle=False, with_index=True, pad_shards=False
+    )
+    settings = {"strategy": strategy, "devices": devices, "precision": "64-true"}
+    trainer(folder, max_epochs=-1, callbacks=[SaveRank(folder)], **settings).fit(rule, datamodule=data)
 
 
 def load(folder: Path, rank: int, world: int) -> dict[str, Tensor]:

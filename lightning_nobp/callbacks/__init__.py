@@ -1,19 +1,28 @@
 """Lightning callbacks: figures, alignment with backpropagation, layers, summaries, predictions."""
 
+from lightning_nobp.callbacks.depth_curve import DepthCurve
 from lightning_nobp.callbacks.figures import LogFigures
+from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
 from lightning_nobp.callbacks.gradient_alignment import GradientAlignment
 from lightning_nobp.callbacks.layer_accuracy import LayerAccuracy
 from lightning_nobp.callbacks.layer_goodness import LayerGoodness
+from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, load_layers
 from lightning_nobp.callbacks.prediction_writer import PredictionWriter
 from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 
 __all__ = [
+    "DepthCurve",
+    "FilterFigure",
     "FitSummary",
     "GradientAlignment",
     "LayerAccuracy",
     "LayerGoodness",
+    "LayerwiseCheckpoint",
     "LogFigures",
     "PredictionWriter",
+    "StopWhenNoGain",
+    "load_layers",
     "run_folder",
 ]

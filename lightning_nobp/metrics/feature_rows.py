@@ -52,6 +52,7 @@ class FeatureRows(SummedMetric):
     def merge(self, sums: Mapping[str, Tensor]) -> None:
         """Keep another's samples too."""
         self._parts.append(dict(sums))
+        self._update_count, self._computed = self._update_count + 1, None
 
     def forget(self, sums: Mapping[str, Tensor]) -> None:
         """Refuse.

@@ -46,7 +46,7 @@ class SummedMetric(Metric):
             raise ValueError(f"these sums have the shapes {given}, but {type(self).__name__} has {mine}")
         for name, state in self.sums().items():
             state.add_(sums[name].to(state), alpha=weight)
-        self._update_count += 1
+        self._update_count, self._computed = self._update_count + 1, None
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
         """Move to another device; sums stay float64, whatever dtype a module around them takes."""

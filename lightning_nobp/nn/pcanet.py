@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_nobp.functional.filters import FILTERS, ClassTotals, choose_filters, whitened
 from lightning_nobp.functional.patches import PatchMoments, patch_covariance
-from lightning_nobp.functional.pooling import binary_codes, block_histograms
+from lightning_nobp.functional.pooling import binary_codes, block_histograms, power_norm
 from lightning_nobp.functional.ridge import LinearReadout
 
 
@@ -162,6 +162,7 @@ class HashingNetwork(nn.Module):
             for the blocks themselves.
         sketch_dim: Features are added up, with random signs, into so many (CountSketch, which keeps inner products in
             the mean); None keeps them all. The sketch is a fixed random one.
+        power: Exponent of the histograms' counts; 0.5 makes frequent codes count less.
         filters: Kind of filters, see :func:`~lightning_nobp.functional.filters.choose_filters`.
 
     Raises:
@@ -181,6 +182,7 @@ class HashingNetwork(nn.Module):
         block_stride: int | None = None,
         pyramid: Sequence[int] | None = None,
         sketch_dim: int | None = None,
+        power: float = 1.0,
         filters: str = "pca",
     ) -> None:
         super().__init__()
@@ -193,7 +195,8 @@ class HashingNetwork(nn.Module):
             raise ValueError(f"sketch_dim={sketch_dim} must be at least 1")
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.channels, self.kernel_size, self.filters = tuple(channels), kernel_size, filters
-        self.block, self.block_stride, self.sketch_dim = block, block_stride, sketch_dim
+        self.block, self.block_stride = block, block_stride
+        self.sketch_dim, self.power = sketch_dim, power
         self.pyramid = None if pyramid is None else tuple(pyramid)
         side = min(height, width) if block is None else block
         if side > min(height, width):
@@ -237,8 +240,8 @@ class HashingNetwork(nn.Module):
         return torch.cat([F.adaptive_max_pool2d(planes, grid).flatten(1) for grid in self.pyramid], 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the read-out sees: square roots of the histograms' entries, sketched if there is a sketch."""
-        features = self.histograms(x).sqrt()
+        """What the read-out sees: powers of the histograms' counts, sketched if there is a sketch."""
+        features = power_norm(self.histograms(x), self.power)
         if self.sketch_dim is None:
             return features
         sketched = features.new_zeros(features.shape[0], self.sketch_dim)

@@ -371,6 +371,11 @@ class LearningRule(LightningModule):
 
     # Exact resume
 
+    def configure_model(self) -> None:
+        """Take the run's precision before a checkpoint is restored, which would be rounded otherwise."""
+        if self._trainer is not None:
+            self.trainer.precision_plugin.convert_module(self)
+
     def on_fit_start(self) -> None:
         """Start anew, or where the checkpoint left off, before any data is drawn."""
         state, self._restored = self._restored, None

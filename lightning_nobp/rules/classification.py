@@ -57,8 +57,11 @@ class ClassificationRule(LearningRule):
 
     def configure_model(self) -> None:
         """Build what waited for the data module's shape and number of classes."""
-        if self._metrics:
-            return
+        if not self._metrics:
+            self._build_for_data()
+        super().configure_model()
+
+    def _build_for_data(self) -> None:
         data = getattr(self._trainer, "datamodule", None)
         for name in ("num_classes", "input_shape"):
             if getattr(self, name) is None:

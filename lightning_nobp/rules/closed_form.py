@@ -145,6 +145,18 @@ class ClosedFormRule(ClassificationRule):
         """One of :attr:`statistics`."""
         return cast(SummedMetric, self.statistics[name])
 
+    # Scores estimate one-hot targets
+
+    def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Mean over samples of the squared distance from the one-hot target."""
+        wanted = nn.functional.one_hot(target, cast(int, self.num_classes))
+        return (scores - wanted).square().sum(1).mean()
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Scores, which estimate probabilities, cut to what probabilities can be and scaled to the sum 1."""
+        positive = scores.clamp(min=1e-6)
+        return positive / positive.sum(-1, keepdim=True)
+
     # Sums of others
 
     @torch.no_grad()

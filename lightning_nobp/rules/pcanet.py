@@ -136,6 +136,16 @@ class PCANet(ClosedFormRule):
         wanted = nn.functional.one_hot(target, cast(int, self.num_classes))
         return dual_ridge(torch.from_numpy(features.toarray()), wanted, self.ridge)
 
+    def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The squared error; of a support vector machine's margins the cross-entropy of their softmax."""
+        if self.classifier == "svm":
+            return nn.functional.cross_entropy(scores, target)
+        return super().loss_function(scores, target)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Scores cut to what probabilities can be; of a support vector machine's margins the softmax."""
+        return scores.softmax(-1) if self.classifier == "svm" else super().probabilities(scores)
+
     def on_fit_start(self) -> None:
         """Refuse several processes where features are kept."""
         if self.trainer.world_size > 1 and self.classifier != "ridge":

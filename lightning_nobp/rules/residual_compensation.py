@@ -477,16 +477,6 @@ class ResidualCompensation(ClosedFormRule):
             scores.append(found)
         return torch.cat(scores)
 
-    def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Mean over samples of the squared distance from the one-hot target."""
-        wanted = nn.functional.one_hot(target, self._num_classes)
-        return (scores - wanted).square().sum(1).mean()
-
-    def probabilities(self, scores: Tensor) -> Tensor:
-        """Scores, which estimate probabilities, cut to what probabilities can be and scaled to the sum 1."""
-        positive = scores.clamp(min=1e-6)
-        return positive / positive.sum(-1, keepdim=True)
-
     # The Trainer
 
     def on_fit_start(self) -> None:

@@ -216,3 +216,11 @@ def test_batch_norm_statistics_are_part_of_it(tmp_path):
     whole = fit(tmp_path / "whole")
     [path] = (tmp_path / "whole").glob("*step=7.ckpt")
     assert_equal_runs(fit(tmp_path / "resumed", path), whole)
+
+
+def test_double_precision_survives_a_checkpoint(tmp_path):
+    # Restored into single precision first, the weights would be rounded.
+    settings = {"trainer_arguments": {"precision": "64-true"}, "max_epochs": 2}
+    whole = run(tmp_path / "whole", every=1, **settings)
+    [path] = (tmp_path / "whole").glob("*step=7.ckpt")
+    assert_equal_runs(run(tmp_path / "resumed", ckpt_path=path, **settings), whole)

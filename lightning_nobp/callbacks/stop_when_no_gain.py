@@ -1,0 +1,61 @@
+"""Stop a network's growth where it no longer helps."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lightning_nobp.rules.residual_compensation import ResidualCompensation
+
+
+class StopWhenNoGain(EarlyStopping):
+    """Stop adding layers when they no longer help on the validation set, and keep those up to the best.
+
+    Args:
+        monitor: Logged value to watch.
+        mode: Whether it is to become as large (``'max'``) or as small (``'min'``) as possible.
+        min_delta: Least change that counts as gain.
+        patience: Layers without gain after which to stop.
+
+    Raises:
+        TypeError: The module is no ResidualCompensation.
+        ValueError: Its layers are solved together, at the end.
+    """
+
+    def __init__(
+        self, monitor: str = "val/accuracy", mode: str = "max", min_delta: float = 0.0, patience: int = 3
+    ) -> None:
+        super().__init__(monitor=monitor, mode=mode, min_delta=min_delta, patience=patience)
+        self.best_depth = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a rule whose network does not grow."""
+        super().setup(trainer, pl_module, stage)
+        if not isinstance(pl_module, ResidualCompensation):
+            raise TypeError(f"StopWhenNoGain watches a ResidualCompensation rule, not a {type(pl_module).__name__}")
+        if pl_module.combine in ("joint", "backfit"):
+            raise ValueError(f"combine={pl_module.combine!r} solves layers together, at the end: there is no growth")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, once there is a layer."""
+        assert isinstance(pl_module, ResidualCompensation)
+        if trainer.sanity_checking or not pl_module.rescnet.num_fitted:
+            return
+        super().on_validation_end(trainer, pl_module)
+        if self.wait_count == 0:
+            self.best_depth = pl_module.rescnet.num_fitted
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the layers behind the best unused."""
+        assert isinstance(pl_module, ResidualCompensation)
+        if self.best_depth:
+            pl_module.rescnet.num_fitted = self.best_depth
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of early stopping, and the best depth."""
+        return super().state_dict() | {"best_depth": self.best_depth}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best_depth = state_dict["best_depth"]
+        super().load_state_dict(state_dict)
