@@ -25,7 +25,9 @@ class StopWhenNoGain(EarlyStopping):
     def __init__(
         self, monitor: str = "val/accuracy", mode: str = "max", min_delta: float = 0.0, patience: int = 3
     ) -> None:
-        super().__init__(monitor=monitor, mode=mode, min_delta=min_delta, patience=patience)
+        # Checked after validation: a network without layers is nothing to compare with.
+        options = {"min_delta": min_delta, "patience": patience, "check_on_train_epoch_end": False}
+        super().__init__(monitor, mode=mode, **options)  # type: ignore[arg-type]
         self.best_depth = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

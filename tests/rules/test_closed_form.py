@@ -1,0 +1,188 @@
+"""The base of rules that are solved: stages, samples that must count once, what is refused and what warned of."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from toys import blobs, loader, trainer
+
+from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.functional.ridge import ridge_solve, ridge_statistics
+from lightning_nobp.metrics import NormalEquations
+from lightning_nobp.nn import Readout
+from lightning_nobp.rules import ClosedFormRule
+
+
+class TwoStages(ClosedFormRule):
+    """Ridge regression of the pixels, then of the squared pixels on what is left."""
+
+    def __init__(self, *, ridge: float = 1e-2, **kwargs):
+        super().__init__(network=TwoReadouts, **kwargs)
+        self.ridge = ridge
+
+    @property
+    def num_stages(self):
+        return 2
+
+    def make_statistics(self):
+        return {"sums": NormalEquations(math.prod(self.input_shape), self.num_classes)}
+
+    def accumulate(self, batch):
+        x, target = batch[:2]
+        wanted = nn.functional.one_hot(target, self.num_classes) - self(x)
+        features = x.flatten(1) if self.stage == 0 else x.flatten(1).square()
+        self.statistic("sums").update(features, wanted)
+        return {"loss": self.loss_function(self(x), target)}
+
+    def solve(self):
+        found = ridge_solve(self.statistic("sums").compute(), self.ridge)
+        (self.network.first if self.stage == 0 else self.network.second).fit(found)
+        return {"weight": float(found.weight.norm())}
+
+    def restart(self):
+        for readout in self.network.children():
+            nn.init.zeros_(readout.weight)
+            nn.init.zeros_(readout.bias)
+
+
+class TwoReadouts(nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.first, self.second = (Readout(math.prod(input_shape), num_classes) for _ in range(2))
+
+    def forward(self, x):
+        return self.first(x.flatten(1)) + self.second(x.flatten(1).square())
+
+
+def rule(**kwargs):
+    return TwoStages(**{"num_classes": 3, "input_shape": (1, 2, 3)} | kwargs)
+
+
+def expected_scores(x, target):
+    pixels, wanted = x.flatten(1).double(), nn.functional.one_hot(target, 3).double()
+    first = ridge_solve(ridge_statistics(pixels, wanted), 1e-2)
+    scores = pixels @ first.weight + first.bias
+    second = ridge_solve(ridge_statistics(pixels.square(), wanted - scores), 1e-2)
+    return scores + pixels.square() @ second.weight + second.bias
+
+
+def test_a_stage_an_epoch_and_an_end(tmp_path):
+    module, run = rule(), trainer(tmp_path, max_epochs=-1)
+    run.fit(module, loader())
+    x, target = blobs().tensors
+    torch.testing.assert_close(module(x).double(), expected_scores(x, target), rtol=1e-4, atol=1e-5)
+    assert (module.stage, run.current_epoch, run.global_step) == (2, 2, 12)
+    assert float(run.callback_metrics["train/weight_epoch"]) == pytest.approx(module.solution["weight"])
+
+
+def test_too_few_epochs_solve_the_first_stages(tmp_path):
+    module = rule()
+    trainer(tmp_path, max_epochs=1).fit(module, loader())
+    assert module.stage == 1
+    assert module.network.first.weight.abs().sum() > 0
+    assert module.network.second.weight.abs().sum() == 0
+
+
+def test_going_on_after_the_last_stage_changes_nothing(tmp_path):
+    module = rule()
+    run = trainer(tmp_path, max_epochs=-1)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    again, more = rule(), trainer(tmp_path, max_epochs=9)
+    more.fit(again, loader(), ckpt_path=tmp_path / "end.ckpt")
+    assert more.global_step == 12
+    assert torch.equal(again.network.second.weight, module.network.second.weight)
+    assert again.compute_gradients(next(iter(loader()))) == {}
+
+
+def test_what_was_solved_is_forgotten_by_a_new_fit(tmp_path):
+    module = rule()
+    for _ in range(2):
+        trainer(tmp_path, max_epochs=-1).fit(module, loader())
+        x, target = blobs().tensors
+        torch.testing.assert_close(module(x).double(), expected_scores(x, target), rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_are_not_finite(tmp_path):
+    x, target = blobs().tensors
+    spoilt = x.clone()
+    spoilt[40] = float("nan")
+    data = DataLoader(TensorDataset(spoilt, target), batch_size=16)
+    with pytest.raises(FloatingPointError, match=r"TwoStages: inputs of a batch are not finite.*on_nonfinite='skip'"):
+        trainer(tmp_path).fit(rule(), data)
+    module = rule(on_nonfinite="skip")
+    run = trainer(tmp_path, max_epochs=-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.fit(module, data)
+    kept = torch.arange(96) // 16 != 2
+    torch.testing.assert_close(module(x[kept]).double(), expected_scores(x[kept], target[kept]), rtol=1e-4, atol=1e-5)
+    assert float(run.callback_metrics["train/skipped_steps"]) == 2
+
+
+def test_a_last_batch_that_is_skipped_still_ends_the_stage(tmp_path):
+    x, target = blobs().tensors
+    spoilt = x.clone()
+    spoilt[-1] = float("inf")
+    module = rule(on_nonfinite="skip")
+    trainer(tmp_path, max_epochs=-1).fit(module, DataLoader(TensorDataset(spoilt, target), batch_size=16))
+    assert module.stage == 2
+
+
+def test_samples_that_count_twice_are_refused(tmp_path):
+    class Repeating(torch.utils.data.Sampler):
+        def __len__(self):
+            return 98
+
+        def __iter__(self):
+            return iter([*range(96), 0, 1])
+
+    data = DataLoader(blobs(), batch_size=16, sampler=Repeating())
+    with pytest.raises(MisconfigurationException, match=r"98 samples were summed .* there are 96.*pad_shards=False"):
+        trainer(tmp_path).fit(rule(), data)
+
+
+def test_samples_that_are_left_out_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="limited training batches: the weights are those of a part"):
+        trainer(tmp_path, limit_train_batches=2).fit(rule(), loader())
+    with pytest.warns(UserWarning, match="drop_last=True: the weights are those without the samples dropped"):
+        trainer(tmp_path).fit(rule(), loader(batch_size=20, drop_last=True))
+    digits = DigitsDataModule(drop_last=True, batch_size=100, subset=450, val_size=100)
+    with pytest.warns(UserWarning, match="drop_last=True"):
+        trainer(tmp_path).fit(TwoStages(), datamodule=digits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer(tmp_path).fit(rule(), loader())
+
+
+def test_no_batch_no_solution():
+    with pytest.raises(RuntimeError, match="no batch was summed in this stage"):
+        rule().end_stage()
+
+
+def test_sums_of_another_stage_are_refused():
+    here, there = rule(), rule()
+    batch = blobs().tensors
+    here.compute_gradients(batch)
+    sums = here.contribution(batch)
+    assert int(sums["samples"]["count"]) == 96
+    del sums["sums"]
+    with pytest.raises(ValueError, match=r"but stage 0 sums .*same stage"):
+        there.merge(sums)
+
+
+def test_what_has_no_gradient_takes_no_optimizer():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'optimizer'"):
+        rule(optimizer=torch.optim.SGD)
+
+
+def test_half_precision_is_refused(tmp_path):
+    with pytest.raises(
+        MisconfigurationException, match=r"precision='bf16-mixed'.: TwoStages supports 32-true, 64-true"
+    ):
+        trainer(tmp_path, precision="bf16-mixed").fit(rule(), loader())
