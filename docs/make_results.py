@@ -62,11 +62,12 @@ def section(data_set: str, measured: Measured) -> list[str]:
     results = {name: r for name, r in measured.items() if name.startswith(f"{data_set}/")}
     if not results:
         return []
-    rows = [["recipe", "what it is", "test accuracy, %", "seeds", "weights", "seconds"]]
+    rows = [["recipe", "what it is", "test accuracy, %", "seeds", "weights", "seconds", "CPU seconds"]]
     for name, r in sorted(results.items(), key=lambda item: -item[1]["test_accuracy"]):
         seeds = ", ".join(map(str, r["seeds"]))
         weights = f"{r['parameters']:,}"
-        rows.append([f"`{name}`", recipes.summary(name), accuracy(r), seeds, weights, f"{r['seconds']:.1f}"])
+        seconds = f"{r['seconds']:.1f}", f"{r['cpu_seconds']:.1f}" if "cpu_seconds" in r else ""
+        rows.append([f"`{name}`", recipes.summary(name), accuracy(r), seeds, weights, *seconds])
     notes = dict.fromkeys(r["note"] for r in results.values() if r["note"])
     conditions = dict.fromkeys(
         f"{r['date']}, {r['processor']}, {r['threads']} threads, torch {r['torch']}." for r in results.values()

@@ -220,6 +220,7 @@ def record(results: list[dict[str, Any]], command: str, note: str | None) -> Non
                 "test_accuracy": round(row["test_accuracy"], 4),
                 "test_accuracy_std": None if spread is None else round(spread, 4),
                 "seconds": round(row["seconds"], 1),
+                "cpu_seconds": round(row["cpu_seconds"], 1),
                 "parameters": int(row["parameters"]),
                 "seeds": row["seeds"],
                 "command": command,

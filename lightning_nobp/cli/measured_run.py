@@ -25,7 +25,8 @@ ALIGNMENT_EVERY = 50
 class Curve(Callback):
     """Validation accuracy by epoch and by seconds of training, sent on as it comes.
 
-    The seconds count training and validation; measuring the alignment is taken out.
+    The seconds count training and validation, those of the processor on all its cores; measuring the alignment is taken
+    out.
 
     Args:
         progress: Where to send each point.
@@ -35,18 +36,20 @@ class Curve(Callback):
     def __init__(self, progress: Connection, alignment: "TimedAlignment") -> None:
         self.progress, self.alignment = progress, alignment
         self.points: list[dict[str, float]] = []
-        self.seconds = self._start = 0.0
+        self.seconds = self.cpu_seconds = 0.0
+        self._start = self._cpu_start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note a point."""
         if trainer.sanity_checking:
             return
-        self.seconds = time.perf_counter() - self._start - self.alignment.seconds
+        self._read_clocks()
         point = {"epoch": trainer.current_epoch + 1, "seconds": self.seconds, "step": trainer.global_step}
+        point["cpu_seconds"] = self.cpu_seconds
         for name in ("val/accuracy", "val/loss"):
             if name in trainer.callback_metrics:
                 point[name] = float(trainer.callback_metrics[name])
@@ -55,19 +58,24 @@ class Curve(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
+        self._read_clocks()
+
+    def _read_clocks(self) -> None:
         self.seconds = time.perf_counter() - self._start - self.alignment.seconds
+        self.cpu_seconds = time.process_time() - self._cpu_start - self.alignment.cpu_seconds
 
 
 class TimedAlignment(GradientAlignment):
     """An alignment that knows how long it took."""
 
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
 
     def on_before_optimizer_step(self, *args: Any) -> None:
         """Measure, and count the time."""
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         super().on_before_optimizer_step(*args)
         self.seconds += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - cpu_start
 
 
 def run_in_child(recipe: str, options: list[str], folder: Path, progress: Connection) -> None:
@@ -118,6 +126,7 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
         "test_accuracy": tested.get("test/accuracy"),
         "test_loss": tested.get("test/loss"),
         "seconds": curve.seconds,
+        "cpu_seconds": curve.cpu_seconds,
         "epochs": cli.trainer.current_epoch,
         "steps": cli.trainer.global_step,
         "parameters": sum(p.numel() for p in cli.model.parameters()),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 FIELDS = (
-    *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "epochs", "steps"),
+    *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "cpu_seconds", "epochs", "steps"),
     *("parameters", "peak_memory_mib", "alignment", "error"),
 )
 COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak MiB", "alignment")
@@ -66,7 +66,7 @@ def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for recipe in dict.fromkeys(r["recipe"] for r in results):
         runs = [r for r in results if r["recipe"] == recipe and "error" not in r]
         row: dict[str, Any] = {"recipe": recipe, "seeds": [r["seed"] for r in runs], "test_accuracy_std": None}
-        for key in ("test_accuracy", "seconds", "parameters", "peak_memory_mib", "alignment"):
+        for key in ("test_accuracy", "seconds", "cpu_seconds", "parameters", "peak_memory_mib", "alignment"):
             values = [r[key] for r in runs if r[key] is not None]
             row[key] = statistics.fmean(values) if values else None
             if key == "test_accuracy" and len(values) > 1:
@@ -106,8 +106,9 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     failures = [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]
     lines += ["", *failures, ""] if failures else [""]
     lines += [
-        "Seconds are those of training and validation. Peak memory is what training added to the process. Alignment",
-        "is the mean cosine between the rule's gradient and backpropagation's.",
+        "Seconds are those of training and validation, in the picture summed over the cores. Peak memory is what",
+        "training added to the process. Alignment is the mean cosine between the rule's gradient and",
+        "backpropagation's.",
         "",
         "![learning curves](curves.png)",
         "",
@@ -116,7 +117,7 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def draw(results: list[dict[str, Any]]) -> Any:
-    """Validation accuracy by epoch and by seconds, a line a run, a colour a recipe; a matplotlib figure."""
+    """Validation accuracy by epoch and by CPU seconds, a line a run, a colour a recipe; a matplotlib figure."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -131,7 +132,7 @@ def draw(results: list[dict[str, Any]]) -> Any:
             continue
         number = names.index(result["recipe"])
         label = result["recipe"] if result is next(r for r in results if r["recipe"] == result["recipe"]) else None
-        for axes, key in zip(panels, ("epoch", "seconds"), strict=True):
+        for axes, key in zip(panels, ("epoch", "cpu_seconds"), strict=True):
             axes.plot(
                 [p[key] for p in points],
                 [100 * p["val/accuracy"] for p in points],
@@ -145,7 +146,7 @@ def draw(results: list[dict[str, Any]]) -> Any:
         # The first epochs of a slow starter would flatten all that matters.
         low = max(0.0, min(sorted(values)[len(values) // 10], 100 - 1.5 * (100 - max(values)) - 5))
         panels[0].set_ylim(low, max(values) + 0.05 * (max(values) - low) + 0.1)
-    for axes, label in zip(panels, ("epoch", "seconds of training"), strict=True):
+    for axes, label in zip(panels, ("epoch", "CPU seconds of training"), strict=True):
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation accuracy, %")
