@@ -4,7 +4,7 @@ Every function maps ``(batch, channels, height, width)`` to ``(batch, features)`
 ``g x g`` cells as torch's adaptive pooling does.
 
 References:
-    Second-order pooling: Fan et al., "PCANet-II: When PCANet Meets the Second Order Pooling", arXiv 1709.10373.
+    Second-order pooling: Tian et al., "PCANet-II: When PCANet Meets the Second Order Pooling", arXiv 1710.00166.
     Mean of both signs: Coates and Ng, "The Importance of Encoding Versus Training with Sparse Coding and Vector
     Quantization", ICML 2011.
 """

@@ -102,7 +102,20 @@ class ClosedFormRule(ClassificationRule):
             values |= {name: torch.tensor(value) for name, value in self.end_stage().items()}
         return values
 
+    def check_batch(self, batch: Any) -> None:
+        """Refuse a batch that does not fit; called with every one, since one would spoil the sums for good.
+
+        Raises:
+            TypeError: It is no pair of tensors.
+            ValueError: Inputs of another shape, or targets that are no class numbers.
+        """
+        super().check_batch(batch)
+        shape = tuple(batch[0].shape[1:])
+        if self.input_shape is not None and shape != tuple(self.input_shape):
+            raise ValueError(f"inputs of shape {shape} do not fit input_shape={tuple(self.input_shape)}")
+
     def _sum(self, batch: Any) -> dict[str, Tensor]:
+        self.check_batch(batch)
         if not self.statistics:
             self.begin_stage()
         # Half-precision sums would be of no use.
@@ -162,6 +175,7 @@ class ClosedFormRule(ClassificationRule):
     @torch.no_grad()
     def contribution(self, batch: Any) -> Sums:
         """What a batch adds to the sums of the current stage, to be sent to another site or forgotten."""
+        self.check_batch(batch)
         held, samples = self.statistics, self._samples
         try:
             self.begin_stage()

@@ -97,7 +97,6 @@ class PCANet(ClosedFormRule):
 
     def accumulate(self, batch: Any) -> Mapping[str, Tensor]:
         """Add images to the sums of the stage."""
-        self.check_batch(batch)
         x, target = batch[:2]
         metric = self.statistic("features" if self.stage == 2 else "patches")
         for images, labels in zip(x.split(_CHUNK), target.split(_CHUNK), strict=True):

@@ -226,7 +226,6 @@ class ResidualCompensation(ClosedFormRule):
             ``loss``, the mean squared residual that this stage starts from, and ``accuracy`` of the layers before.
         """
         x, target = batch[:2]
-        self.check_batch(batch)
         index = self._numbers(batch)
         scores = [self._accumulate_view(x, target, index, number) for number in range(len(self.views))]
         if not self._settled:

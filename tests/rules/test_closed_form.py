@@ -186,3 +186,24 @@ def test_half_precision_is_refused(tmp_path):
         MisconfigurationException, match=r"precision='bf16-mixed'.: TwoStages supports 32-true, 64-true"
     ):
         trainer(tmp_path, precision="bf16-mixed").fit(rule(), loader())
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (
+            (torch.zeros(4, 1, 3, 2), torch.zeros(4, dtype=torch.int64)),
+            r"shape \(1, 3, 2\) do not fit input_shape=\(1, 2, 3\)",
+        ),
+        ((torch.zeros(4, 1, 2, 3), torch.tensor([0, 1, 2, 3])), "targets from 0 to 3 do not fit num_classes=3"),
+        ((torch.zeros(4, 1, 2, 3), torch.tensor([0, 1, 2, -1])), "targets from -1 to 2 do not fit"),
+    ],
+)
+def test_every_batch_is_looked_at_before_it_is_summed(batch, message):
+    module, good = rule(), blobs().tensors
+    module.compute_gradients(good)
+    before = {name: sums.clone() for name, sums in module.statistic("sums").sums().items()}
+    with pytest.raises(ValueError, match=message):
+        module.compute_gradients(batch)
+    after = module.statistic("sums").sums()
+    assert all(torch.equal(after[name], sums) for name, sums in before.items())
