@@ -144,7 +144,7 @@ def draw(results: list[dict[str, Any]]) -> Any:
     values = [100 * p["val/accuracy"] for r in results for p in r.get("curve", []) if "val/accuracy" in p]
     if values:
         # The first epochs of a slow starter would flatten all that matters.
-        low = max(0.0, min(sorted(values)[len(values) // 10], 100 - 1.5 * (100 - max(values)) - 5))
+        low = max(0.0, min(sorted(values)[len(values) // 4], 100 - 1.5 * (100 - max(values)) - 5))
         panels[0].set_ylim(low, max(values) + 0.05 * (max(values) - low) + 0.1)
     for axes, label in zip(panels, ("epoch", "CPU seconds of training"), strict=True):
         axes.set_xlabel(label)

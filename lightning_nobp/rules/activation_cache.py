@@ -53,7 +53,16 @@ class ActivationCache:
         self._reached = torch.zeros(rows, dtype=torch.int32)
 
     def reached(self, index: Tensor) -> int:
-        """The layer that all of these samples have reached; 0 if they differ or are not there."""
+        """The layer that all of these samples have reached; 0 if they differ or are not there.
+
+        Raises:
+            ValueError: A number outside the cache.
+        """
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self._reached):
+            raise ValueError(
+                f"sample numbers from {int(index.min())} to {int(index.max())} do not fit {len(self._reached)} rows: "
+                "number the samples of the data set from 0"
+            )
         found = self._reached[index]
         return int(found[0]) if len(found) and bool((found == found[0]).all()) else 0
 

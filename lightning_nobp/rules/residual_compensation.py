@@ -1,6 +1,5 @@
 """Convolutional networks of any depth in one sweep of closed-form layers."""
 
-import math
 import tempfile
 import time
 import warnings
@@ -26,9 +25,10 @@ from lightning_nobp.metrics import NormalEquations, PatchStatistics
 from lightning_nobp.metrics.summed import SummedMetric
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.nn.residual_compensation import CompensationLayer, ResCNet
-from lightning_nobp.rules.activation_cache import ActivationCache, CachedRows
+from lightning_nobp.rules.activation_cache import CachedRows
 from lightning_nobp.rules.classification import accuracy
 from lightning_nobp.rules.closed_form import ClosedFormRule
+from lightning_nobp.rules.layer_memory import LayerMemory, stretches
 from lightning_nobp.rules.synchronisation import broadcast_from_main
 
 _COMBINE = ("residual", "late_fusion", "joint", "backfit")
@@ -114,8 +114,7 @@ class ResidualCompensation(ClosedFormRule):
             raise ValueError(f"{', '.join(shape)} belong to the preset 'rescnet': give them to your network instead")
         chosen = partial(ResCNet, **shape) if shape else network  # type: ignore[arg-type]
         super().__init__(network=chosen, **kwargs)
-        self._fold_readouts: list[list[LinearReadout]] = []
-        self._caches: dict[str, ActivationCache] = {}
+        self._layer_memory: LayerMemory | None = None
         self._stage_start = 0.0
 
     def _check_arguments(self) -> None:
@@ -215,7 +214,7 @@ class ResidualCompensation(ClosedFormRule):
     def restart(self) -> None:
         """Forget all layers."""
         self.rescnet.num_fitted = 0
-        self._fold_readouts = []
+        self._forget()
 
     # Sums
 
@@ -257,14 +256,14 @@ class ResidualCompensation(ClosedFormRule):
     def _pass(self, images: Tensor, rows: Tensor | None, folds: Tensor | None) -> CachedRows:
         """Maps for the filters of the next layer, features of this one's read-out, scores of the layers before."""
         settled, fitted = self._settled, self._layers_to_fit()
-        maps, scores = self._reach(images, settled, "train", rows, folds)
+        maps, scores = self._memory.reach(images, settled, "train", rows, folds)
         found = []
         for number, (h, features) in enumerate(self.rescnet.run(maps, settled, self.stage), settled + 1):
             found += [features] if number in fitted else []
             maps = h
         passed = CachedRows(maps, scores, torch.cat(found, 1) if found else None)
         if len(fitted) == 1 and self.stage < self.rescnet.depth:
-            self._keep("train", rows, self.stage, passed)
+            self._memory.keep("train", rows, self.stage, passed)
         return passed
 
     def _add_equations(self, features: Tensor, scores: Tensor, target: Tensor, folds: Tensor | None) -> None:
@@ -285,48 +284,7 @@ class ResidualCompensation(ClosedFormRule):
         return ((index * 2654435761) % 2**32 < self.pca_fraction * 2**32).to(x.device)
 
     def _parts(self, batch: int) -> list[slice]:
-        """Stretches of a batch whose maps stay in the processor's cache."""
-        largest = max(math.prod(shape) for shape in self.rescnet.map_shapes)
-        rows = min(max(2**18 // largest, 16), 1024)
-        return [slice(start, min(start + rows, batch)) for start in range(0, batch, rows)]
-
-    # What the layers make of images
-
-    def _reach(
-        self, images: Tensor, layer: int, split: str, rows: Tensor | None = None, folds: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Maps and scores of images behind a layer, from what the cache holds of them or from the start."""
-        start, maps, scores = self._recall(images, layer, split, rows, folds)
-        for number, (h, features) in enumerate(self.rescnet.run(maps, start, layer), start + 1):
-            scores = scores + self._read(number, features, folds)
-            maps = h
-        return maps, scores
-
-    def _recall(
-        self, images: Tensor, layer: int, split: str, rows: Tensor | None, folds: Tensor | None
-    ) -> tuple[int, Tensor, Tensor]:
-        """The last layer up to ``layer`` of which the cache knows, with its maps and scores; 0 if there is none."""
-        cache = self._caches.get(split)
-        known = 0 if cache is None or rows is None else cache.reached(rows)
-        if cache is None or rows is None or not 0 < known <= layer:
-            return 0, images, images.new_zeros(len(images), self._num_classes)
-        held = cache.read(rows, self.rescnet.map_shapes[known], self._layer(known).readout.num_features)
-        maps, scores = held.maps.to(images), held.scores.to(images)
-        if held.features is not None:
-            # They were kept before their read-out was solved.
-            scores = scores + self._read(known, held.features.to(images), folds)
-        return known, maps, scores
-
-    def _read(self, number: int, features: Tensor, folds: Tensor | None) -> Tensor:
-        """A layer's read-out; of training images that of the fold, which has not seen them."""
-        if folds is None or number > len(self._fold_readouts):
-            read: Tensor = self._layer(number).readout(features)
-            return read
-        read = features.new_empty(len(features), self._num_classes)
-        for fold, readout in enumerate(self._fold_readouts[number - 1]):
-            chosen = folds == fold
-            read[chosen] = torch.addmm(readout.bias.to(read), features[chosen], readout.weight.to(read))
-        return read
+        return stretches(batch, self.rescnet.map_shapes)
 
     def _numbers(self, batch: Sequence[Tensor]) -> Tensor | None:
         """Sample numbers of a batch, on the CPU."""
@@ -344,29 +302,27 @@ class ResidualCompensation(ClosedFormRule):
                 )
         return None
 
-    def _keep(self, split: str, rows: Tensor | None, layer: int, reached: CachedRows) -> None:
-        """Hand what a layer made of images to the cache."""
-        if self.cache == "none" or rows is None:
-            return
-        if split not in self._caches:
-            self._caches[split] = self._make_cache(split)
-        self._caches[split].write(rows, layer, reached)
+    # What the layers make of images
 
-    def _make_cache(self, split: str) -> ActivationCache:
+    @property
+    def _memory(self) -> LayerMemory:
+        if self._layer_memory is None:
+            dtype = torch.float64 if self.dtype is torch.float64 else _DTYPES[self.cache_dtype]
+            folder = Path(self.cache_dir or tempfile.gettempdir()) if self.cache == "disk" else None
+            count_rows = None if self.cache == "none" else self._count_rows
+            self._layer_memory = LayerMemory(self.rescnet, count_rows, dtype, folder)
+        return self._layer_memory
+
+    def _count_rows(self, split: str) -> int:
         if self._trainer is None:
             raise MisconfigurationException(f"cache={self.cache!r} needs a Trainer: without one take cache='none'")
         loader: Any = self.trainer.train_dataloader if split == "train" else self.trainer.val_dataloaders
-        layers = [cast(CompensationLayer, layer) for layer in self.rescnet.layers]
-        dtype = torch.float64 if self.dtype is torch.float64 else _DTYPES[self.cache_dtype]
-        folder = None if self.cache == "ram" else Path(self.cache_dir or tempfile.gettempdir())
-        return ActivationCache(
-            rows=len(loader.dataset) * len(self.views),
-            map_size=max(math.prod(shape) for shape in self.rescnet.map_shapes[1:]),
-            num_features=max(layer.readout.num_features for layer in layers) if split == "train" else 0,
-            num_classes=self._num_classes,
-            dtype=dtype,
-            folder=folder,
-        )
+        return len(loader.dataset) * len(self.views)
+
+    def _forget(self) -> None:
+        if self._layer_memory is not None:
+            self._layer_memory.close()
+        self._layer_memory = None
 
     # Solutions
 
@@ -408,8 +364,8 @@ class ResidualCompensation(ClosedFormRule):
             ridge, errors, readouts = ridge_path(folds, self.ridges)
             best = self.ridges.index(ridge)
             values["held_out_residual"] = errors[best]
-            self._fold_readouts.append([_shrunk(r, self.shrinkage) for r in readouts[best]])
-            for readout in self._fold_readouts[-1]:
+            self._memory.fold_readouts.append([_shrunk(r, self.shrinkage) for r in readouts[best]])
+            for readout in self._memory.fold_readouts[-1]:
                 broadcast_from_main((readout.weight, readout.bias))
         found = self._solution(total, fitted, ridge)
         self._take(found, fitted)
@@ -471,8 +427,8 @@ class ResidualCompensation(ClosedFormRule):
     def _cached_scores(self, x: Tensor, rows: Tensor, view: str) -> Tensor:
         layer, scores = self.rescnet.num_fitted, []
         for part in self._parts(len(x)):
-            maps, found = self._reach(image_view(x[part], view), layer, "val", rows[part])
-            self._keep("val", rows[part], layer, CachedRows(maps, found, None))
+            maps, found = self._memory.reach(image_view(x[part], view), layer, "val", rows[part])
+            self._memory.keep("val", rows[part], layer, CachedRows(maps, found, None))
             scores.append(found)
         return torch.cat(scores)
 
@@ -480,7 +436,7 @@ class ResidualCompensation(ClosedFormRule):
 
     def on_fit_start(self) -> None:
         """Refuse data that change between passes where something is remembered of them."""
-        self._close_caches()
+        self._forget()
         data = getattr(self.trainer, "datamodule", None)
         changes = getattr(data, "transforms", None) is not None or getattr(data, "augment", False)
         remembers = self.cache != "none" or self.cross_fit_folds
@@ -499,21 +455,16 @@ class ResidualCompensation(ClosedFormRule):
         super().on_fit_start()
 
     def teardown(self, stage: str) -> None:
-        """Let go of the caches."""
-        self._close_caches()
-
-    def _close_caches(self) -> None:
-        for cache in self._caches.values():
-            cache.close()
-        self._caches = {}
+        """Let go of what was kept of images."""
+        self._forget()
 
     def fit_state(self) -> dict[str, Any]:
         """The folds' read-outs."""
-        return {"fold_readouts": [[list(readout) for readout in layer] for layer in self._fold_readouts]}
+        return {"fold_readouts": [[list(readout) for readout in layer] for layer in self._memory.fold_readouts]}
 
     def load_fit_state(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self._fold_readouts = [
+        self._memory.fold_readouts = [
             [LinearReadout(w.to(self.device), b.to(self.device), r, c) for w, b, r, c in layer]
             for layer in state["fold_readouts"]
         ]
