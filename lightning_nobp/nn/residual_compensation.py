@@ -75,7 +75,8 @@ class ResCNet(nn.Module):
         kernel_size: Height and width of a filter, odd.
         first_kernel_size: Of the first layer.
         padding: ``'same'`` keeps the size of the maps, ``'valid'`` leaves out what needs padding.
-        pool_after: Layers (the first is 1) after which means over 2x2 pixels are taken.
+        pool_after: Layers (the first is 1) after which means over 2x2 pixels are taken; numbers beyond the depth do
+            nothing.
         activation: ``'relu'``, ``'abs'``, ``'tanh'`` or ``'identity'``.
         pooling: What the read-outs see: grids by name, of ``'second_order'``, ``'crelu_mean'``, ``'mean'``, ``'max'``,
             ``'histogram'``; a list of grids is a spatial pyramid.
@@ -116,8 +117,8 @@ class ResCNet(nn.Module):
         widths = [channels] * depth if isinstance(channels, int) else list(channels)
         if len(widths) != depth:
             raise ValueError(f"channels={widths} are {len(widths)} numbers for depth={depth}: give one for each layer")
-        if not all(1 <= layer <= depth for layer in pool_after):
-            raise ValueError(f"pool_after={list(pool_after)}: layers are numbered from 1 to depth={depth}")
+        if not all(layer >= 1 for layer in pool_after):
+            raise ValueError(f"pool_after={list(pool_after)}: layers are numbered from 1")
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.depth, self.kernel_size, self.first_kernel_size = depth, kernel_size, first_kernel_size
         self.channels = channels if isinstance(channels, int) else tuple(channels)

@@ -62,10 +62,10 @@ class LayerMemory:
         self._caches[split].write(rows, layer, reached)
 
     def close(self) -> None:
-        """Forget everything, and remove the files."""
+        """Let go of what is kept of images, and remove the files."""
         for cache in self._caches.values():
             cache.close()
-        self._caches, self.fold_readouts = {}, []
+        self._caches = {}
 
     def _recall(
         self, images: Tensor, layer: int, split: str, rows: Tensor | None, folds: Tensor | None

@@ -455,8 +455,9 @@ class ResidualCompensation(ClosedFormRule):
         super().on_fit_start()
 
     def teardown(self, stage: str) -> None:
-        """Let go of what was kept of images."""
-        self._forget()
+        """Let go of what was kept of images; a checkpoint may still be written."""
+        if self._layer_memory is not None:
+            self._layer_memory.close()
 
     def fit_state(self) -> dict[str, Any]:
         """The folds' read-outs."""

@@ -116,10 +116,11 @@ def fit(count: int, network: dict[str, Any], shape: tuple[int, int, int], cache:
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             seconds.append(pl_module.solution["layer_seconds"])
 
+    # In a process of its own, nothing has been silenced yet.
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(
-        max_epochs=-1, callbacks=[Watch()], accelerator="cpu", enable_model_summary=False, barebones=False, **options
-    )
+    trainer = L.Trainer(max_epochs=-1, callbacks=[Watch()], accelerator="cpu", enable_model_summary=False, **options)
     rule = ResidualCompensation(network=partial(ResCNet, depth=depth, **network), cache=cache, pca_fraction=0.1)
     trainer.fit(rule, datamodule=Noise(count, shape, batch_size=2000, with_index=True))
     return seconds
@@ -215,8 +216,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

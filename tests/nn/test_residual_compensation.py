@@ -86,6 +86,7 @@ def test_what_goes_to_the_next_layer(activation, function):
 
 def test_shapes_of_maps():
     assert small().map_shapes == [(2, 8, 8), (4, 4, 4), (4, 4, 4), (4, 4, 4)]
+    assert small(2, pool_after=[2, 9]).map_shapes == [(2, 8, 8), (4, 8, 8), (4, 4, 4)]
     valid = small(2, padding="valid", pool_after=[], channels=[4, 5])
     assert valid.map_shapes == [(2, 8, 8), (4, 6, 6), (5, 4, 4)]
 
@@ -107,7 +108,7 @@ def test_how_many_layers_are_fitted_is_part_of_the_state():
         ({"padding": "full"}, "padding='full' is not one of 'same', 'valid'"),
         ({"activation": "gelu"}, "activation='gelu' is not one of 'relu'"),
         ({"channels": [4, 4]}, r"channels=\[4, 4\] are 2 numbers for depth=3"),
-        ({"pool_after": [4]}, r"pool_after=\[4\]: layers are numbered from 1 to depth=3"),
+        ({"pool_after": [0]}, r"pool_after=\[0\]: layers are numbered from 1"),
         ({"channels": 19}, "layer 1 of depth=3: channels=19 must be from 1 to 18"),
         ({"first_kernel_size": 9}, "layer 1 of depth=3: kernel_size=9 is larger than images of 8x8"),
         ({"pooling": {"mean": 5}}, "layer 2 of depth=3: pooling={'mean': 5} has finer grids than maps of 4x4"),

@@ -325,6 +325,15 @@ def test_stopped_after_any_batch_and_resumed(tmp_path, settings):
             assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_a_checkpoint_after_a_fit_that_was_too_short_goes_on(tmp_path):
+    whole, short, resumed = (rule(cross_fit_folds=2) for _ in range(3))
+    fit(tmp_path, whole, precision="32-true")
+    run = fit(tmp_path, short, precision="32-true", max_epochs=3)
+    run.save_checkpoint(tmp_path / "short.ckpt")
+    fit(tmp_path, resumed, precision="32-true", ckpt_path=tmp_path / "short.ckpt")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
 def test_a_loader_without_state_repeats_its_stage(tmp_path):
     x, target = training_set()
     loader = DataLoader(TensorDataset(x, target), batch_size=100)
