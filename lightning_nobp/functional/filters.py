@@ -19,6 +19,7 @@ from lightning_nobp.functional.patches import (
     patch_covariance,
     patch_mean,
     principal_components,
+    with_fixed_signs,
 )
 
 FILTERS = ("pca", "pca_rotated", "random", "dct", "saab", "lda")
@@ -102,7 +103,7 @@ def choose_filters(
     else:
         raise ValueError(f"filters={kind!r} is not one of {', '.join(map(repr, FILTERS))}")
     variances = ((filters @ covariance) * filters).sum(1).clamp(min=0)
-    return PatchFilters(filters, variances, patch_mean(moments.total, moments.count))
+    return PatchFilters(with_fixed_signs(filters), variances, patch_mean(moments.total, moments.count))
 
 
 def whitened(found: PatchFilters, tolerance: float = 1e-12) -> PatchFilters:

@@ -116,7 +116,7 @@ def patch_total(x: Tensor, kernel_size: int, padding: int = 0) -> Tensor:
 def pca_filters(second_moment: Tensor, total: Tensor, count: int, num_filters: int) -> PatchFilters:
     """Principal components of patches, largest variance first.
 
-    The sign of an eigenvector is arbitrary; here its entry of largest size is positive.
+    The sign of an eigenvector is arbitrary; here the first of its entries of largest size is positive.
 
     Args:
         second_moment: Sum of outer products ``(m, m)``, see :func:`patch_second_moment`.
@@ -167,10 +167,16 @@ def principal_components(covariance: Tensor, num_filters: int) -> tuple[Tensor, 
             "(channels * kernel_size ** 2): give fewer filters or a larger kernel"
         )
     eigenvalues, vectors = torch.linalg.eigh(covariance)
-    chosen = vectors.T.flip(0)[:num_filters]
-    largest = chosen.gather(1, chosen.abs().argmax(1, keepdim=True))
     # A covariance has no negative eigenvalues: what falls below zero is rounding.
-    return chosen * largest.sign(), eigenvalues.flip(0)[:num_filters].clamp(min=0)
+    return with_fixed_signs(vectors.T.flip(0)[:num_filters]), eigenvalues.flip(0)[:num_filters].clamp(min=0)
+
+
+def with_fixed_signs(filters: Tensor) -> Tensor:
+    """Filters ``(num_filters, m)``, each turned so that the first of its entries of largest size is positive."""
+    sizes = filters.abs()
+    # Entries may be equal but for rounding: mirrored images make filters with a and -a in them.
+    largest = (sizes > (1 - 1e-6) * sizes.amax(1, keepdim=True)).to(torch.uint8).argmax(1, keepdim=True)
+    return filters * filters.gather(1, largest).sign()
 
 
 def _check(x: Tensor, kernel_size: int, padding: int) -> None:

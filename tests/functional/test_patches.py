@@ -87,6 +87,20 @@ def test_filters_have_one_sign():
     torch.testing.assert_close(filters @ filters.T, torch.eye(18, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
+def test_signs_do_not_hang_on_rounding():
+    # Of mirrored images, half of the filters are a and -a on both sides.
+    x = torch.randn(40, 1, 9, 9, dtype=torch.float64)
+    x = torch.cat([x, x.flip(-1)])
+    expected, _, _ = pca_filters(*patch_second_moment(x, 5), 12)
+    mirrored = expected.view(12, 5, 5).flip(-1).flatten(1)
+    assert (((mirrored + expected).abs().amax(1) < 1e-9).sum()) > 2
+    for seed in range(5):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        parts = [patch_second_moment(part, 5) for part in x[order].split(11 + seed)]
+        found, _, _ = pca_filters(*(sum(column) for column in zip(*parts, strict=True)), 12)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
 def test_sums_of_parts_give_the_same_filters():
     x = torch.randn(60, 3, 8, 8, dtype=torch.float64)
     parts = [patch_second_moment(part, 3, 1) for part in (x[:7], x[7:40], x[40:])]
