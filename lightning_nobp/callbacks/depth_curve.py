@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_nobp.callbacks.figures import log_figure
+from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 
@@ -27,7 +28,7 @@ class DepthCurve(Callback):
 
     Raises:
         ValueError: ``every_n_layers`` is not positive.
-        TypeError: The module is no ResidualCompensation.
+        MisconfigurationException: The module is no ResidualCompensation.
     """
 
     def __init__(self, every_n_layers: int | None = None) -> None:
@@ -38,8 +39,7 @@ class DepthCurve(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a rule whose network does not grow."""
-        if not isinstance(pl_module, ResidualCompensation):
-            raise TypeError(f"DepthCurve watches a ResidualCompensation rule, not a {type(pl_module).__name__}")
+        check_growth(self, pl_module, layer_by_layer=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The points so far."""
@@ -57,8 +57,9 @@ class DepthCurve(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note a layer, once it is solved."""
         assert isinstance(pl_module, ResidualCompensation)
-        if trainer.is_last_batch and "residual" in pl_module.solution:
-            self.points.append({"depth": pl_module.rescnet.num_fitted, "residual": pl_module.solution["residual"]})
+        depth = pl_module.rescnet.num_fitted
+        if trainer.is_last_batch and depth > max((p["depth"] for p in self.points), default=0):
+            self.points.append({"depth": depth, "residual": pl_module.solution["residual"]})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note how well the network does with that layer."""
@@ -72,9 +73,11 @@ class DepthCurve(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the training accuracy of the layers before, which the last pass has measured."""
+        assert isinstance(pl_module, ResidualCompensation)
         accuracy = trainer.callback_metrics.get("train/accuracy_epoch")
-        if accuracy is not None and len(self.points) > 1:
-            self.points[-2]["train/accuracy"] = float(accuracy)
+        for point in self.points:
+            if accuracy is not None and point["depth"] == pl_module.measured_depth:
+                point["train/accuracy"] = float(accuracy)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curve, and write it."""

@@ -34,27 +34,32 @@ class FilterFigure(Callback):
         """Draw them."""
         layers = [m for m in pl_module.modules() if isinstance(m, nn.Conv2d | PCAConv2d)]
         for number, layer in enumerate(layers[: self.num_layers], start=1):
-            log_figure(trainer, f"filters/{number}", filter_figure(layer.weight.detach().cpu()))
+            title = f"filters of convolution {number}"
+            log_figure(trainer, f"filters/{number}", filter_figure(layer.weight.detach().cpu(), title))
 
 
-def filter_figure(weight: Tensor, most_filters: int = 32, most_channels: int = 4) -> "Figure":
+def filter_figure(weight: Tensor, title: str = "", most_filters: int = 32, most_channels: int = 4) -> "Figure":
     """Filters side by side, each scaled to the same largest weight; grey is zero.
 
     Args:
         weight: ``(filters, channels, height, width)``.
-        most_filters: Only so many are drawn.
+        title: Of the picture.
+        most_filters: Only so many are drawn; half of them if they have several rows.
         most_channels: Of filters on more than three channels, only so many are drawn, a row each.
     """
     from matplotlib.figure import Figure
 
-    weight = weight[:most_filters].float()
+    total, channels = weight.shape[:2]
+    weight = weight[: most_filters if channels in (1, 3) else most_filters // 2].float()
     scaled = 0.5 + 0.5 * weight / weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    colour = weight.shape[1] == 3
+    colour = channels == 3
     rows = [scaled.permute(0, 2, 3, 1)] if colour else list(scaled[:, :most_channels].unbind(1))
     columns = min(8, len(weight)) if len(rows) == 1 else len(weight)
     tiles = torch.cat([_pad_to(row, columns) for row in rows]) if len(rows) > 1 else _pad_to(rows[0], columns)
     lines = len(tiles) // columns
-    figure = Figure(figsize=(0.55 * columns + 0.2, 0.55 * lines + 0.2), layout="constrained")
+    figure = Figure(figsize=(max(0.55 * columns + 0.2, 4), 0.55 * lines + 0.6), layout="constrained")
+    rows_are = f", a row for each of {len(rows)} of {channels} channels" if len(rows) > 1 else ""
+    figure.suptitle(f"{title}: {len(weight)} of {total}{rows_are}".lstrip(": "), fontsize=9)
     for axes, tile in zip(figure.subplots(lines, columns, squeeze=False).flat, tiles, strict=True):
         axes.axis("off")
         if not torch.isnan(tile).any():

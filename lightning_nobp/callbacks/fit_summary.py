@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.rules.closed_form import ClosedFormRule
 
 
 class FitSummary(Callback):
@@ -57,7 +58,9 @@ class FitSummary(Callback):
             "seconds": f"{seconds:.1f}",
         }
         loss = trainer.callback_metrics.get("train/loss_epoch")
-        if loss is not None:
+        if isinstance(rule, ClosedFormRule):
+            rows["stages"] = f"{rule.stage} of {rule.num_stages} solved"
+        elif loss is not None:
             rows["train/loss"] = f"{float(loss):.4f} (mean of the last epoch)"
         if self._best is not None:
             rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"

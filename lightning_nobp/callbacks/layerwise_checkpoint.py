@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.nn.residual_compensation import ResCNet
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
@@ -22,7 +23,7 @@ class LayerwiseCheckpoint(Callback):
         dirpath: Folder of the files; by default ``layers`` in the run's folder.
 
     Raises:
-        TypeError: The module is no ResidualCompensation.
+        MisconfigurationException: The module is no ResidualCompensation.
     """
 
     def __init__(self, dirpath: str | None = None) -> None:
@@ -30,10 +31,7 @@ class LayerwiseCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a rule whose network does not grow, or whose layers change later."""
-        if not isinstance(pl_module, ResidualCompensation):
-            raise TypeError(f"LayerwiseCheckpoint keeps a ResidualCompensation rule, not a {type(pl_module).__name__}")
-        if pl_module.combine in ("joint", "backfit"):
-            raise ValueError(f"combine={pl_module.combine!r} solves layers together: keep a whole checkpoint")
+        check_growth(self, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write the layer that was solved."""
@@ -43,13 +41,24 @@ class LayerwiseCheckpoint(Callback):
         network = pl_module.rescnet
         if pl_module.stage - 1 != network.num_fitted or not network.num_fitted:
             return
-        folder = Path(self.dirpath) if self.dirpath else run_folder(trainer) / "layers"
+        folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
+        if network.num_fitted == 1:
+            _remove_from(folder, 2)
         path = _file(folder, network.num_fitted)
         part = path.with_suffix(".part")
         torch.save(network.compensation(network.num_fitted).state_dict(), part)
         # A file of that name is whole.
         os.replace(part, path)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove layers that the network does not use in the end."""
+        assert isinstance(pl_module, ResidualCompensation)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _remove_from(self._folder(trainer), pl_module.rescnet.num_fitted + 1)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath) if self.dirpath else run_folder(trainer) / "layers"
 
 
 def load_layers(network: ResCNet, folder: str | Path, depth: int | None = None) -> int:
@@ -76,8 +85,9 @@ def load_layers(network: ResCNet, folder: str | Path, depth: int | None = None) 
             raise FileNotFoundError(f"{path}: there is no such layer")
         if count >= network.depth:
             raise ValueError(f"{folder} holds more layers than the network's depth={network.depth}: give depth=...")
+        state = torch.load(path, weights_only=True, map_location="cpu")
         try:
-            network.compensation(count + 1).load_state_dict(torch.load(path, weights_only=True))
+            network.compensation(count + 1).load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         count += 1
@@ -87,3 +97,10 @@ def load_layers(network: ResCNet, folder: str | Path, depth: int | None = None) 
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f"layer_{number:04d}.pt"
+
+
+def _remove_from(folder: Path, number: int) -> None:
+    """Remove a layer and those behind it."""
+    while _file(folder, number).is_file():
+        _file(folder, number).unlink()
+        number += 1

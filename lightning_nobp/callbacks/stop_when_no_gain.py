@@ -1,10 +1,13 @@
 """Stop a network's growth where it no longer helps."""
 
+import math
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
+from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 
 
@@ -12,19 +15,17 @@ class StopWhenNoGain(EarlyStopping):
     """Stop adding layers when they no longer help on the validation set, and keep those up to the best.
 
     Args:
-        monitor: Logged value to watch.
+        monitor: Logged value to watch; ``'val/accuracy'`` with ``mode='max'`` stops earlier, since small validation
+            sets have many ties.
         mode: Whether it is to become as large (``'max'``) or as small (``'min'``) as possible.
         min_delta: Least change that counts as gain.
         patience: Layers without gain after which to stop.
 
     Raises:
-        TypeError: The module is no ResidualCompensation.
-        ValueError: Its layers are solved together, at the end.
+        MisconfigurationException: The module is no ResidualCompensation, or its layers are solved together.
     """
 
-    def __init__(
-        self, monitor: str = "val/accuracy", mode: str = "max", min_delta: float = 0.0, patience: int = 3
-    ) -> None:
+    def __init__(self, monitor: str = "val/loss", mode: str = "min", min_delta: float = 0.0, patience: int = 3) -> None:
         # Checked after validation: a network without layers is nothing to compare with.
         options = {"min_delta": min_delta, "patience": patience, "check_on_train_epoch_end": False}
         super().__init__(monitor, mode=mode, **options)  # type: ignore[arg-type]
@@ -33,10 +34,14 @@ class StopWhenNoGain(EarlyStopping):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a rule whose network does not grow."""
         super().setup(trainer, pl_module, stage)
-        if not isinstance(pl_module, ResidualCompensation):
-            raise TypeError(f"StopWhenNoGain watches a ResidualCompensation rule, not a {type(pl_module).__name__}")
-        if pl_module.combine in ("joint", "backfit"):
-            raise ValueError(f"combine={pl_module.combine!r} solves layers together, at the end: there is no growth")
+        check_growth(self, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget another fit."""
+        assert isinstance(pl_module, ResidualCompensation)
+        if pl_module.stage == 0:
+            self.best_depth, self.wait_count = 0, 0
+            self.best_score = torch.tensor(-math.inf if self.mode == "max" else math.inf)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, once there is a layer."""
@@ -46,11 +51,8 @@ class StopWhenNoGain(EarlyStopping):
         super().on_validation_end(trainer, pl_module)
         if self.wait_count == 0:
             self.best_depth = pl_module.rescnet.num_fitted
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the layers behind the best unused."""
-        assert isinstance(pl_module, ResidualCompensation)
-        if self.best_depth:
+        if trainer.should_stop:
+            # Before any checkpoint of this validation is written.
             pl_module.rescnet.num_fitted = self.best_depth
 
     def state_dict(self) -> dict[str, Any]:

@@ -104,9 +104,15 @@ def _nearest_class(message: str) -> str:
 
 
 def _parameters(class_path: str) -> set[str]:
-    """Names that the constructors of a class and its bases take."""
-    bases = getattr(locate(class_path), "__mro__", ())
-    return {name for base in bases for name in signature(base.__init__).parameters}
+    """Names that the constructors of a class and its bases take from a user."""
+    names: set[str] = set()
+    for base in getattr(locate(class_path), "__mro__", ()):
+        parameters = signature(base.__init__).parameters
+        names |= set(parameters)
+        # What a constructor does not hand on, those of its bases get from nobody.
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -165,6 +165,8 @@ def _and_components(first: Tensor, covariance: Tensor, num_filters: int) -> Tens
 def _discriminants(covariance: Tensor, projector: Tensor, moments: PatchMoments, classes: ClassTotals) -> Tensor:
     """Orthonormal directions that tell the classes' mean patches apart."""
     seen = classes.num_patches > 0
+    if int(seen.sum()) < 2:
+        raise ValueError("filters='lda' needs images of at least two classes")
     counts = classes.num_patches[seen].to(torch.float64)
     means = classes.total[seen] / counts.unsqueeze(1)
     offsets = (means - moments.total / moments.count) @ projector * (counts / counts.sum()).sqrt().unsqueeze(1)

@@ -7,6 +7,7 @@ References:
     Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", Technometrics 12 (1970).
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -137,8 +138,8 @@ def ridge_solve(statistics: RidgeStatistics, ridge: float) -> LinearReadout:
     Raises:
         ValueError: A negative penalty, no samples, or statistics that are not finite.
     """
-    if not ridge >= 0:
-        raise ValueError(f"ridge={ridge} must be at least 0")
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge={ridge} must be at least 0, and finite")
     moments = _standardise(statistics)
     if ridge == 0:
         return moments.readout(*_least_norm(moments.gram, moments.cross))
@@ -160,7 +161,7 @@ def ridge_path(
         The best penalty, the mean squared error of each on the folds left out, and the read-outs by penalty and fold.
 
     Raises:
-        ValueError: Fewer than two folds, or a fold without samples.
+        ValueError: Fewer than two folds.
     """
     if len(folds) < 2:
         raise ValueError(f"{len(folds)} folds: at least two are needed to leave one out")
@@ -168,12 +169,13 @@ def ridge_path(
     for fold in folds[1:]:
         total = total.plus(fold)
     readouts = [[ridge_solve(total.minus(fold), ridge) for fold in folds] for ridge in ridges]
-    errors = [_mean_error(folds, row) for row in readouts]
+    errors = [mean_error(folds, row) for row in readouts]
     best = min(range(len(errors)), key=errors.__getitem__)
     return ridges[best], errors, readouts
 
 
-def _mean_error(folds: Sequence[RidgeStatistics], readouts: Sequence[LinearReadout]) -> float:
+def mean_error(folds: Sequence[RidgeStatistics], readouts: Sequence[LinearReadout]) -> float:
+    """Mean over the samples of all folds of the squared error of each fold's read-out."""
     pairs = zip(folds, readouts, strict=True)
     total = sum(squared_error(fold, readout.weight, readout.bias) for fold, readout in pairs)
     return float(total / sum(fold.num_samples for fold in folds))
@@ -240,8 +242,10 @@ def dual_ridge(features: Tensor, targets: Tensor, ridge: float) -> LinearReadout
     Raises:
         ValueError: No penalty.
     """
-    if not ridge > 0:
+    if not 0 < ridge < math.inf:
         raise ValueError(f"ridge={ridge} must be positive: fewer samples than features determine no read-out")
+    if not (features.isfinite().all() and targets.isfinite().all()):
+        raise ValueError("features or targets hold nan or inf")
     count = len(features)
     mean, target_mean = features.mean(0, dtype=torch.float64), targets.mean(0, dtype=torch.float64)
     centred = features.double() - mean
@@ -275,13 +279,15 @@ def _scale(variances: Tensor) -> Tensor:
 
 def _cholesky(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
     """The factor of ``gram + ridge``, and the ridge; rounding may ask for a larger one than given."""
-    while True:
+    # A standardised matrix has ones on its diagonal: beyond this bound nothing is left of it.
+    while ridge < 1e6:
         penalised = gram.clone()
         penalised.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(penalised)
         if not failed:
             return factor, ridge
         ridge *= 10
+    raise ValueError("the sums are those of no samples: no penalty makes them positive definite")
 
 
 def _condition(factor: Tensor) -> float:

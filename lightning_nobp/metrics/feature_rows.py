@@ -22,7 +22,13 @@ class FeatureRows(SummedMetric):
         self._parts: list[dict[str, Tensor]] = []
 
     def update(self, features: Tensor, target: Tensor) -> None:
-        """Keep samples of features ``(batch, num_features)`` and classes ``(batch,)``."""
+        """Keep samples of features ``(batch, num_features)`` and classes ``(batch,)``.
+
+        Raises:
+            ValueError: Another number of features.
+        """
+        if features.shape[1:] != (self.num_features,):
+            raise ValueError(f"features of shape {tuple(features.shape)} are not (batch, {self.num_features})")
         filled = features != 0
         row, column = filled.nonzero(as_tuple=True)
         part = {
@@ -48,6 +54,15 @@ class FeatureRows(SummedMetric):
             self.update(torch.zeros(0, self.num_features), torch.zeros(0, dtype=torch.int64))
         self._parts = [{name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}]
         return self._parts[0]
+
+    def check_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Refuse what are no kept features.
+
+        Raises:
+            ValueError: Other names.
+        """
+        if set(sums) != {"values", "columns", "lengths", "targets"}:
+            raise ValueError(f"these are no kept features: {sorted(sums)}")
 
     def merge(self, sums: Mapping[str, Tensor]) -> None:
         """Keep another's samples too."""

@@ -32,6 +32,16 @@ class SummedMetric(Metric):
         """
         self._add(sums, 1)
 
+    def check_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Refuse the sums of something else.
+
+        Raises:
+            ValueError: Other names or shapes.
+        """
+        mine, given = ({name: tuple(state.shape) for name, state in states.items()} for states in (self.sums(), sums))
+        if mine != given:
+            raise ValueError(f"these sums have the shapes {given}, but {type(self).__name__} has {mine}")
+
     def forget(self, sums: Mapping[str, Tensor]) -> None:
         """Take the :meth:`sums` of some of the samples away, as if they had never been counted.
 
@@ -41,9 +51,7 @@ class SummedMetric(Metric):
         self._add(sums, -1)
 
     def _add(self, sums: Mapping[str, Tensor], weight: float) -> None:
-        mine, given = ({name: tuple(state.shape) for name, state in states.items()} for states in (self.sums(), sums))
-        if mine != given:
-            raise ValueError(f"these sums have the shapes {given}, but {type(self).__name__} has {mine}")
+        self.check_sums(sums)
         for name, state in self.sums().items():
             state.add_(sums[name].to(state), alpha=weight)
         self._update_count, self._computed = self._update_count + 1, None

@@ -4,7 +4,6 @@ References:
     Chan et al., "PCANet: A Simple Deep Learning Baseline for Image Classification?", arXiv 1404.3606.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -110,7 +109,9 @@ class PCAConv2d(nn.Module):
         self.eigenvalues.copy_(found.eigenvalues)
         self.explained_variance_ratio.copy_(found.eigenvalues / spectrum.sum().clamp(min=1e-300))
         if self.whiten:
-            found = whitened(found)
+            # Of more channels the products are summed in single precision, whose noise must not pass for a direction.
+            exact = self.in_channels < 8 or self.weight.dtype is torch.float64
+            found = whitened(found, 1e-12 if exact else 1e-7)
         self.weight.copy_(found.filters.view_as(self.weight))
         self.bias.copy_(-found.filters @ found.mean)
         return spectrum
@@ -191,8 +192,13 @@ class HashingNetwork(nn.Module):
             raise ValueError(f"channels={list(channels)}: the classical network has two layers, give two numbers")
         if channels[1] > 16:
             raise ValueError(f"channels={list(channels)}: histograms of {channels[1]} bits are too long, at most 16")
-        if sketch_dim is not None and sketch_dim < 1:
-            raise ValueError(f"sketch_dim={sketch_dim} must be at least 1")
+        for name, value in (("block", block), ("block_stride", block_stride), ("sketch_dim", sketch_dim)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1, or None")
+        if not power > 0:
+            raise ValueError(f"power={power} must be positive")
+        if pyramid is not None and (not pyramid or min(pyramid) < 1):
+            raise ValueError(f"pyramid={list(pyramid)} must be grids of at least 1 cell, or None")
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.channels, self.kernel_size, self.filters = tuple(channels), kernel_size, filters
         self.block, self.block_stride = block, block_stride
@@ -259,7 +265,7 @@ def check_image_shape(input_shape: Sequence[int], kernel_size: int) -> tuple[int
     Raises:
         ValueError: It does not.
     """
-    if len(input_shape) != 3:
+    if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape={tuple(input_shape)}: images (channels, height, width) are needed")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size} must be odd: the maps keep the size of the image")
@@ -268,5 +274,4 @@ def check_image_shape(input_shape: Sequence[int], kernel_size: int) -> tuple[int
             f"kernel_size={kernel_size} is larger than images of {input_shape[1]}x{input_shape[2]}: take a smaller one"
         )
     channels, height, width = input_shape
-    assert math.prod(input_shape) > 0
     return channels, height, width

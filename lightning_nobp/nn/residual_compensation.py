@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.functional.pooling import grid_list, num_pooled_features, pooled_features
+from lightning_nobp.functional.pooling import POOLINGS, grid_list, num_pooled_features, pooled_features
 from lightning_nobp.nn.pcanet import PCAConv2d, Readout, check_image_shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -112,6 +112,8 @@ class ResCNet(nn.Module):
             raise ValueError(f"depth={depth} must be at least 1")
         if padding not in ("same", "valid"):
             raise ValueError(f"padding={padding!r} is not one of 'same', 'valid'")
+        if not power > 0:
+            raise ValueError(f"power={power} must be positive")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(map(repr, ACTIVATIONS))}")
         widths = [channels] * depth if isinstance(channels, int) else list(channels)
@@ -123,7 +125,10 @@ class ResCNet(nn.Module):
         self.depth, self.kernel_size, self.first_kernel_size = depth, kernel_size, first_kernel_size
         self.channels = channels if isinstance(channels, int) else tuple(channels)
         self.padding, self.pool_after, self.activation = padding, tuple(pool_after), activation
-        self.pooling, self.power = dict(pooling or {"second_order": 2, "crelu_mean": 4}), power
+        self.pooling = {"second_order": 2, "crelu_mean": 4} if pooling is None else dict(pooling)
+        self.power = power
+        if not any(grid_list(grids) for grids in self.pooling.values()):
+            raise ValueError(f"pooling={self.pooling} gives no features: name at least one of {', '.join(POOLINGS)}")
         self.filters, self.whiten, self.remove_patch_mean = filters, whiten, remove_patch_mean
         self.num_fitted = 0
         """How many layers, from the first on, have been fitted; the others are not asked."""
@@ -146,8 +151,10 @@ class ResCNet(nn.Module):
                     f"pooling={self.pooling} has finer grids than maps of {height}x{breadth}: take smaller grids, or "
                     f"halve less often (pool_after={list(self.pool_after)})"
                 )
-            conv = PCAConv2d(channels, width, kernel, around, self.filters, self.whiten, self.remove_patch_mean)
             halve = number in self.pool_after
+            if halve and min(height, breadth) < 2:
+                raise ValueError(f"pool_after={list(self.pool_after)}: maps of {height}x{breadth} cannot be halved")
+            conv = PCAConv2d(channels, width, kernel, around, self.filters, self.whiten, self.remove_patch_mean)
             layer = CompensationLayer(conv, self.num_classes, self.pooling, self.power, self.activation, halve)
         except ValueError as error:
             raise ValueError(f"layer {number} of depth={self.depth}: {error}") from None

@@ -45,6 +45,8 @@ class ActivationCache:
         dtype: torch.dtype,
         folder: Path | None = None,
     ) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self._folder = None if folder is None else tempfile.TemporaryDirectory(prefix="nobp-cache-", dir=folder)
         make = _Rows if self._folder is None else _Files(Path(self._folder.name))
         self._maps = make(rows, map_size, dtype)
@@ -65,6 +67,20 @@ class ActivationCache:
             )
         found = self._reached[index]
         return int(found[0]) if len(found) and bool((found == found[0]).all()) else 0
+
+    def refuse_second_visit(self, index: Tensor, layer: int) -> None:
+        """Refuse samples that this layer has kept already: no two may have the same number.
+
+        Raises:
+            ValueError: Names one.
+        """
+        numbers, counts = index.unique(return_counts=True)  # type: ignore[no-untyped-call]
+        twice = (counts > 1) | (self._reached[numbers] == layer)
+        if twice.any():
+            raise ValueError(
+                f"row {int(numbers[twice][0])} of the cache is asked for twice in a pass: two samples have the same "
+                "number. Number the samples of the data set from 0"
+            )
 
     def read(self, index: Tensor, shape: tuple[int, ...], num_features: int) -> CachedRows:
         """Rows of samples that have all been written.

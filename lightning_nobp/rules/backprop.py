@@ -64,7 +64,7 @@ class Backprop(ClassificationRule):
         Returns:
             ``loss`` and ``accuracy`` of the batch.
         """
-        x, target = batch
+        x, target = batch[:2]
         if self.engine == "autograd":
             with torch.enable_grad():
                 scores = self(x)

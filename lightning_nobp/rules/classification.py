@@ -158,7 +158,7 @@ class ClassificationRule(LearningRule):
 
     def global_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor | None:
         """:meth:`loss_function` of the whole network, with its autograd graph."""
-        x, target = batch
+        x, target = batch[:2]
         return self.loss_function(self(x), target)
 
     def probabilities(self, scores: Tensor) -> Tensor:

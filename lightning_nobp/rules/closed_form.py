@@ -2,7 +2,8 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch
@@ -56,9 +57,9 @@ class ClosedFormRule(ClassificationRule):
         """The sums of this stage, by name."""
         self.solution: dict[str, float] = {}
         """What :meth:`solve` said of the last stage."""
-        self._samples = 0
+        self._samples = self._of_others = 0
         self._restored_stage: dict[str, Any] | None = None
-        self._repeats = False
+        self._repeats = self._leaves_out = False
 
     # What a rule defines
 
@@ -89,6 +90,23 @@ class ClosedFormRule(ClassificationRule):
     def restart(self) -> None:
         """Forget what earlier fits have solved; called when a fit starts anew."""
 
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network for other images or classes than the rule's.
+
+        Raises:
+            ValueError: Names what differs.
+        """
+        shape, classes = getattr(network, "input_shape", None), getattr(network, "num_classes", None)
+        if self.input_shape is None and shape is not None:
+            self.input_shape = tuple(shape)
+        if shape is not None and tuple(shape) != self.input_shape:
+            raise ValueError(f"the network is for inputs of shape {tuple(shape)}, not input_shape={self.input_shape}")
+        if classes is not None and classes != self.num_classes:
+            raise ValueError(f"the network is for {classes} classes, not num_classes={self.num_classes}")
+
+    def discard_stage(self) -> None:
+        """Forget what else this stage has left behind: it is summed again."""
+
     # A stage
 
     @torch.no_grad()
@@ -96,6 +114,8 @@ class ClosedFormRule(ClassificationRule):
         """Add a batch to the sums, and solve after an epoch's last; there are no gradients."""
         if self.stage >= self.num_stages:
             return {}
+        if not self.statistics:
+            self.begin_stage()
         values = self._sum(batch) if self._is_usable(batch) else {}
         if self._trainer is not None and self.trainer.is_last_batch:
             self._check_samples()
@@ -107,19 +127,20 @@ class ClosedFormRule(ClassificationRule):
 
         Raises:
             TypeError: It is no pair of tensors.
-            ValueError: Inputs of another shape, or targets that are no class numbers.
+            ValueError: Inputs of another shape or type, or targets that are no class numbers.
         """
         super().check_batch(batch)
         shape = tuple(batch[0].shape[1:])
         if self.input_shape is not None and shape != tuple(self.input_shape):
             raise ValueError(f"inputs of shape {shape} do not fit input_shape={tuple(self.input_shape)}")
+        if batch[0].dtype != self.dtype:
+            raise ValueError(
+                f"inputs of type {batch[0].dtype} do not fit the weights' {self.dtype}: convert them first"
+            )
 
     def _sum(self, batch: Any) -> dict[str, Tensor]:
         self.check_batch(batch)
-        if not self.statistics:
-            self.begin_stage()
-        # Half-precision sums would be of no use.
-        with torch.autocast(self.device.type, enabled=False):
+        with _exact_products(self.device.type):
             values = dict(self.accumulate(batch))
         self._samples += self.num_samples(batch)
         return values
@@ -128,7 +149,7 @@ class ClosedFormRule(ClassificationRule):
     def begin_stage(self) -> None:
         """Start the current stage's sums at zero."""
         self.statistics = nn.ModuleDict(dict(self.make_statistics())).to(self.device)
-        self._samples = 0
+        self._samples = self._of_others = 0
 
     @final
     def end_stage(self) -> dict[str, float]:
@@ -141,8 +162,11 @@ class ClosedFormRule(ClassificationRule):
         if self._repeats:
             self._repeats = False
             self.statistics = nn.ModuleDict()
+            self.discard_stage()
             return {}
-        if not self.statistics:
+        if self.stage >= self.num_stages:
+            raise RuntimeError(f"all {self.num_stages} stages are solved")
+        if not self.statistics or not self._samples + self._of_others:
             raise RuntimeError("no batch was summed in this stage: call compute_gradients(batch) first")
         try:
             self.solution = dict(self.solve())
@@ -176,19 +200,21 @@ class ClosedFormRule(ClassificationRule):
     def contribution(self, batch: Any) -> Sums:
         """What a batch adds to the sums of the current stage, to be sent to another site or forgotten."""
         self.check_batch(batch)
-        held, samples = self.statistics, self._samples
+        held, samples, others = self.statistics, self._samples, self._of_others
         try:
             self.begin_stage()
-            self.accumulate(batch)
+            with _exact_products(self.device.type):
+                self.accumulate(batch)
             self._samples = self.num_samples(batch)
             return self.current_sums()
         finally:
-            self.statistics, self._samples = held, samples
+            self.statistics, self._samples, self._of_others = held, samples, others
 
     def current_sums(self) -> Sums:
         """The sums of the current stage on this process, to be sent to another site."""
         sums = {name: dict(self.statistic(name).sums()) for name in self.statistics}
-        return sums | {"samples": {"count": torch.tensor(self._samples)}}
+        about = {"count": torch.tensor(self._samples + self._of_others), "stage": torch.tensor(self.stage)}
+        return sums | {"samples": about}
 
     def merge(self, sums: Sums) -> None:
         """Add another site's sums of the same stage, of the same network.
@@ -204,22 +230,26 @@ class ClosedFormRule(ClassificationRule):
         Raises:
             RuntimeError: Fewer samples have been summed.
         """
-        if self.num_samples(batch) > self._samples:
-            raise RuntimeError(f"{self._samples} samples were summed in this stage: that batch is not among them")
+        summed = self._samples + self._of_others
+        if self.num_samples(batch) > summed:
+            raise RuntimeError(f"{summed} samples were summed in this stage: that batch is not among them")
         self._add(self.contribution(batch), "forget", -1)
 
     def _add(self, sums: Sums, method: str, sign: int) -> None:
         if not self.statistics:
             self.begin_stage()
-        names = set(self.statistics) | {"samples"}
-        if set(sums) != names:
+        stage = int(sums["samples"]["stage"])
+        if stage != self.stage or set(sums) != {*self.statistics, "samples"}:
             raise ValueError(
-                f"these are sums of {sorted(sums)}, but stage {self.stage} sums {sorted(names)}: both sites must be at "
-                "the same stage"
+                f"these are sums of {sorted(sums)} at stage {stage}, not of {sorted(self.statistics)} at stage "
+                f"{self.stage}: both sites must be at the same stage of the same fit"
             )
-        for name, metric in self.statistics.items():
-            getattr(metric, method)(sums[name])
-        self._samples += sign * int(sums["samples"]["count"])
+        # All before any: nothing is half merged.
+        for name in self.statistics:
+            self.statistic(name).check_sums(sums[name])
+        for name in self.statistics:
+            getattr(self.statistic(name), method)(sums[name])
+        self._of_others += sign * int(sums["samples"]["count"])
 
     # At the door
 
@@ -241,6 +271,12 @@ class ClosedFormRule(ClassificationRule):
         if expected is None or self._repeats:
             return
         seen = int(sum_over_ranks(torch.tensor(self._samples)))
+        if seen < expected and not (self._leaves_out or self._skipped_steps):
+            warnings.warn(
+                f"{seen} of {expected} samples were summed in this epoch: the weights are those of these alone. A run "
+                "that is resumed needs the batch size and the number of processes that it had.",
+                stacklevel=2,
+            )
         if seen > expected:
             raise MisconfigurationException(
                 f"{seen} samples were summed in this epoch, but there are {expected}: some count twice. Give the data "
@@ -254,14 +290,25 @@ class ClosedFormRule(ClassificationRule):
         counts = isinstance(dataset, Sized) and getattr(loader, "batch_size", 0) is not None
         return len(cast(Sized, dataset)) if counts else None
 
-    def _warn_of_missing_samples(self) -> None:
+    def _warn_of_what_is_missing(self) -> None:
         trainer, loader = self.trainer, self.trainer.train_dataloader
-        limited = trainer.limit_train_batches not in (1, 1.0) or trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        share = trainer.limit_train_batches
+        # The number 1 is one batch, the share 1.0 all of them.
+        limited = isinstance(share, int) or share < 1 or trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if limited and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             warnings.warn("limited training batches: the weights are those of a part of the data", stacklevel=2)
         sampler = getattr(loader, "batch_sampler", None)
-        if getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False):
+        drops = bool(getattr(loader, "drop_last", False) or getattr(sampler, "drop_last", False))
+        if drops:
             warnings.warn("drop_last=True: the weights are those without the samples dropped", stacklevel=2)
+        self._leaves_out = limited or drops
+        epochs = trainer.max_epochs
+        if epochs is not None and 0 <= epochs < self.num_stages and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warnings.warn(
+                f"max_epochs={epochs} are enough for {epochs} of the {self.num_stages} stages: give max_epochs=-1, "
+                "which ends behind the last",
+                stacklevel=2,
+            )
 
     # Several processes, and resume
 
@@ -271,9 +318,15 @@ class ClosedFormRule(ClassificationRule):
 
     def on_fit_start(self) -> None:
         """Start anew, or with the sums of a checkpoint."""
+        if self.on_nonfinite == "skip" and self.trainer.world_size > 1:
+            raise MisconfigurationException(
+                f"on_nonfinite='skip' leaves out a batch of one process, for which the other "
+                f"{self.trainer.world_size - 1} would wait: use one process, or 'raise'"
+            )
         super().on_fit_start()
         state, self._restored_stage = self._restored_stage, None
-        self.stage, self._samples, self._repeats = 0, 0, False
+        self.stage, self._repeats = 0, False
+        self._samples = self._of_others = 0
         self.statistics = nn.ModuleDict()
         if state is None:
             self.restart()
@@ -286,12 +339,12 @@ class ClosedFormRule(ClassificationRule):
                 # What all processes had summed counts once.
                 for name, sums in state["statistics"].items():
                     self.statistic(name).merge(sums)
-                self._samples = state["samples"]
+                self._samples, self._of_others = state["samples"], state["of_others"]
 
     def on_train_start(self) -> None:
         """Stop where nothing is left to solve, and see whether the data can go on where they stopped."""
         super().on_train_start()
-        self._warn_of_missing_samples()
+        self._warn_of_what_is_missing()
         if self.stage >= self.num_stages:
             self.trainer.should_stop = True
         if not self.statistics or hasattr(self.trainer.train_dataloader, "load_state_dict"):
@@ -304,6 +357,15 @@ class ClosedFormRule(ClassificationRule):
         self._repeats = True
         if (self.trainer.max_epochs or 0) > 0:
             self.trainer.fit_loop.max_epochs += 1  # type: ignore[operator]
+
+    def on_train_end(self) -> None:
+        """Say if a stage was summed in vain."""
+        if self.statistics and self._samples:
+            warnings.warn(
+                f"the fit ended inside stage {self.stage} of {self.num_stages}, which is not solved: give it more "
+                "steps or time, or resume it",
+                stacklevel=2,
+            )
 
     def fit_state(self) -> dict[str, Any]:
         """What else a subclass needs to go on with a fit; plain values and tensors."""
@@ -322,6 +384,7 @@ class ClosedFormRule(ClassificationRule):
         checkpoint[_STATE_KEY] = {
             "stage": self.stage,
             "samples": int(sum_over_ranks(torch.tensor(self._samples))),
+            "of_others": int(sum_over_ranks(torch.tensor(self._of_others))),
             "statistics": statistics,
             "own": self.fit_state(),
         }
@@ -331,3 +394,17 @@ class ClosedFormRule(ClassificationRule):
         super().on_load_checkpoint(checkpoint)
         if self._restored is not None:
             self._restored_stage = checkpoint.get(_STATE_KEY)
+
+
+@contextmanager
+def _exact_products(device_type: str) -> Iterator[None]:
+    """Neither autocast nor TF32: sums of rounded products would be of no use."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions

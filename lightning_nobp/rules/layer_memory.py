@@ -54,12 +54,24 @@ class LayerMemory:
         return maps, scores
 
     def keep(self, split: str, rows: Tensor | None, layer: int, reached: CachedRows) -> None:
-        """Remember what a layer made of images, if anything is remembered."""
+        """Remember what a layer made of images, if anything is remembered.
+
+        Raises:
+            ValueError: Sample numbers outside the data set, or one twice in a pass.
+        """
         if self._count_rows is None or rows is None:
             return
         if split not in self._caches:
             self._caches[split] = self._make_cache(split, self._count_rows(split))
+        if split == "train":
+            self._caches[split].refuse_second_visit(rows, layer)
         self._caches[split].write(rows, layer, reached)
+
+    def without_cache(self) -> "LayerMemory":
+        """The same layers and folds, without a memory of images."""
+        other = LayerMemory(self.network, None, self.dtype)
+        other.fold_readouts = self.fold_readouts
+        return other
 
     def close(self) -> None:
         """Let go of what is kept of images, and remove the files."""

@@ -65,6 +65,7 @@ class PCANet(ClosedFormRule):
         """Refuse another network, and normal equations that no memory would hold."""
         if not isinstance(network, HashingNetwork):
             raise TypeError(f"PCANet fits a HashingNetwork, not a {type(network).__name__}")
+        super().check_network(network)
         count = network.readout.num_features
         if self.classifier == "ridge" and count > 20_000:
             raise ValueError(
@@ -80,6 +81,11 @@ class PCANet(ClosedFormRule):
     def num_stages(self) -> int:
         """Three passes over the data."""
         return 3
+
+    def restart(self) -> None:
+        """Forget the classifier."""
+        for parameter in self._pcanet.readout.parameters():
+            nn.init.zeros_(parameter)
 
     def make_statistics(self) -> Mapping[str, SummedMetric]:
         """Patches for each layer's filters, then features."""

@@ -16,9 +16,9 @@ from lightning_nobp.functional.ridge import (
     LinearReadout,
     RidgeStatistics,
     backfit,
+    mean_error,
     ridge_path,
     ridge_solve,
-    squared_error,
 )
 from lightning_nobp.functional.views import image_view, view_parts
 from lightning_nobp.metrics import NormalEquations, PatchStatistics
@@ -27,7 +27,7 @@ from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.nn.residual_compensation import CompensationLayer, ResCNet
 from lightning_nobp.rules.activation_cache import CachedRows
 from lightning_nobp.rules.classification import accuracy
-from lightning_nobp.rules.closed_form import ClosedFormRule
+from lightning_nobp.rules.closed_form import ClosedFormRule, Sums
 from lightning_nobp.rules.layer_memory import LayerMemory, stretches
 from lightning_nobp.rules.synchronisation import broadcast_from_main
 
@@ -48,7 +48,8 @@ class ResidualCompensation(ClosedFormRule):
         depth: Layers of the preset; None for its default.
         channels: Filters of each of the preset's layers, likewise.
         ridge: Penalty of the read-outs per sample, or several to choose from by ``cross_fit_folds``.
-        shrinkage: How much of each read-out is taken, from 0 to 1 (``eta``).
+        shrinkage: How much of each read-out is taken, from 0 to 1 (``eta``); all of it in late fusion, and of layers
+            that are fitted together.
         combine: ``'residual'``; ``'late_fusion'``: every layer is fitted to the targets themselves, and the mean of
             the read-outs decides; ``'joint'``: one regression on the features of the last ``joint_layers`` layers;
             ``'backfit'``: the same by sweeps over the layers.
@@ -111,11 +112,17 @@ class ResidualCompensation(ClosedFormRule):
         self._check_arguments()
         shape = {name: value for name, value in (("depth", depth), ("channels", channels)) if value is not None}
         if shape and network != "rescnet":
-            raise ValueError(f"{', '.join(shape)} belong to the preset 'rescnet': give them to your network instead")
+            given = ", ".join(f"{name}={value}" for name, value in shape.items())
+            raise ValueError(
+                f"{given} is for the preset 'rescnet': give it to the network, ResCNet(depth=..., channels=...), on the "
+                "command line --model.network.depth"
+            )
         chosen = partial(ResCNet, **shape) if shape else network  # type: ignore[arg-type]
         super().__init__(network=chosen, **kwargs)
         self._layer_memory: LayerMemory | None = None
         self._stage_start = 0.0
+        self.measured_depth = 0
+        """Layers to which the training loss and accuracy of the last pass belong."""
 
     def _check_arguments(self) -> None:
         for name, value, choices in (
@@ -155,6 +162,7 @@ class ResidualCompensation(ClosedFormRule):
         """Refuse a network without layers in closed form."""
         if not isinstance(network, ResCNet):
             raise TypeError(f"ResidualCompensation fits a ResCNet, not a {type(network).__name__}")
+        super().check_network(network)
         if self.joint_layers is not None and self.joint_layers > network.depth:
             raise ValueError(f"joint_layers={self.joint_layers} are more than depth={network.depth}")
 
@@ -199,13 +207,16 @@ class ResidualCompensation(ClosedFormRule):
         if self.stage < self.rescnet.depth:
             conv = self._layer(self.stage + 1).conv
             classes = self._num_classes if conv.filters == "lda" else 0
-            dtype = torch.float64 if self.stat_dtype == "float64" else None
+            dtype = torch.float64 if self._product_dtype is torch.float64 else None
             statistics["patches"] = PatchStatistics(conv.in_channels, conv.kernel_size, conv.padding, classes, dtype)
         num_features = sum(self._layer(number).readout.num_features for number in self._layers_to_fit())
         for fold in range(max(1, self.cross_fit_folds)) if num_features else ():
-            product = _DTYPES[self.stat_dtype]
-            statistics[f"readout_{fold}"] = NormalEquations(num_features, self._num_classes, product)
+            statistics[f"readout_{fold}"] = NormalEquations(num_features, self._num_classes, self._product_dtype)
         return statistics
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        return torch.promote_types(cast(torch.dtype, self.dtype), _DTYPES[self.stat_dtype])
 
     @property
     def _num_classes(self) -> int:
@@ -218,6 +229,20 @@ class ResidualCompensation(ClosedFormRule):
 
     # Sums
 
+    @torch.no_grad()
+    def contribution(self, batch: Any) -> Sums:
+        """What a batch adds to the sums of the current stage; nothing is remembered of it."""
+        held = self._memory
+        self._layer_memory = held.without_cache()
+        try:
+            return super().contribution(batch)
+        finally:
+            self._layer_memory = held
+
+    def discard_stage(self) -> None:
+        """Let go of what was kept: the stage will want to keep it again."""
+        self._memory.close()
+
     def accumulate(self, batch: Any) -> Mapping[str, Tensor]:
         """Add images, in all their views, to the sums of the stage.
 
@@ -226,7 +251,9 @@ class ResidualCompensation(ClosedFormRule):
         """
         x, target = batch[:2]
         index = self._numbers(batch)
+        self.measured_depth = self._settled
         scores = [self._accumulate_view(x, target, index, number) for number in range(len(self.views))]
+        scores = [self._combined(s, self._settled) for s in scores]
         if not self._settled:
             return {"loss": self.loss_function(scores[0], target)}
         return {
@@ -237,7 +264,7 @@ class ResidualCompensation(ClosedFormRule):
     def _accumulate_view(self, x: Tensor, target: Tensor, index: Tensor | None, view: int) -> Tensor:
         """One view of a batch; returns the scores of the layers before."""
         rows = None if index is None else index * len(self.views) + view
-        folds = index % self.cross_fit_folds if index is not None and self.cross_fit_folds else None
+        folds = None if index is None or not self.cross_fit_folds else _mixed(index) % self.cross_fit_folds
         parts = self._parts(len(x))
         passed = [
             self._pass(image_view(x[part], self.views[view]), *(None if t is None else t[part] for t in (rows, folds)))
@@ -288,8 +315,9 @@ class ResidualCompensation(ClosedFormRule):
 
     def _numbers(self, batch: Sequence[Tensor]) -> Tensor | None:
         """Sample numbers of a batch, on the CPU."""
-        if len(batch) > 2:
-            return batch[2].cpu()
+        remembers = self.cache != "none" or self.cross_fit_folds or self.pca_fraction < 1
+        if len(batch) > 2 and remembers:
+            return _sample_numbers(batch[2], len(batch[0]))
         for name, asks in (
             (f"cache={self.cache!r}", self.cache != "none"),
             (f"cross_fit_folds={self.cross_fit_folds}", self.cross_fit_folds > 0),
@@ -317,6 +345,7 @@ class ResidualCompensation(ClosedFormRule):
         if self._trainer is None:
             raise MisconfigurationException(f"cache={self.cache!r} needs a Trainer: without one take cache='none'")
         loader: Any = self.trainer.train_dataloader if split == "train" else self.trainer.val_dataloaders
+        [loader] = loader if isinstance(loader, list) else [loader]
         return len(loader.dataset) * len(self.views)
 
     def _forget(self) -> None:
@@ -345,6 +374,8 @@ class ResidualCompensation(ClosedFormRule):
 
     def _solve_filters(self, layer: CompensationLayer) -> dict[str, float]:
         moments, classes = self.statistic("patches").compute()
+        if not moments.count:
+            raise ValueError(f"pca_fraction={self.pca_fraction} chooses none of the images: give a larger share")
         generator = torch.Generator("cpu").manual_seed(self.seed + self.stage)
         spectrum = layer.conv.fit(moments, classes, generator)
         shares = spectrum / spectrum.sum().clamp(min=1e-300)
@@ -361,26 +392,34 @@ class ResidualCompensation(ClosedFormRule):
             total = total.plus(fold)
         ridge, values = self.ridges[0], {}
         if len(folds) > 1:
-            ridge, errors, readouts = ridge_path(folds, self.ridges)
+            ridge, _, readouts = ridge_path(folds, self.ridges)
             best = self.ridges.index(ridge)
-            values["held_out_residual"] = errors[best]
-            self._memory.fold_readouts.append([_shrunk(r, self.shrinkage) for r in readouts[best]])
-            for readout in self._memory.fold_readouts[-1]:
+            own = [_shrunk(readout, self._share_taken) for readout in readouts[best]]
+            for readout in own:
                 broadcast_from_main((readout.weight, readout.bias))
+            self._memory.fold_readouts.append(own)
+            values["residual"] = mean_error(folds, own)
         found = self._solution(total, fitted, ridge)
         self._take(found, fitted)
         self.rescnet.num_fitted = fitted[-1]
-        return values | {
-            "residual": float(squared_error(total, found.weight, found.bias) / total.num_samples),
-            "ridge": found.ridge,
-            "condition": found.condition,
-            "weight_norm": float(found.weight.norm()),
-        }
+        return (
+            {"residual": mean_error([total], [found])}
+            | values
+            | {
+                "ridge": found.ridge,
+                "condition": found.condition,
+                "weight_norm": float(found.weight.norm()),
+            }
+        )
+
+    @property
+    def _share_taken(self) -> float:
+        return 1.0 if self.combine == "late_fusion" else self.shrinkage
 
     def _solution(self, total: RidgeStatistics, fitted: range, ridge: float) -> LinearReadout:
         if not self._together or len(fitted) == 1:
             alone = not self._together or fitted[-1] <= self.rescnet.depth - self._together
-            return _shrunk(ridge_solve(total, ridge), self.shrinkage if alone else 1.0)
+            return _shrunk(ridge_solve(total, ridge), self._share_taken if alone else 1.0)
         if self.combine == "joint":
             return ridge_solve(total, ridge)
         sizes = [self._layer(number).readout.num_features for number in fitted]
@@ -402,7 +441,7 @@ class ResidualCompensation(ClosedFormRule):
         """Class scores ``(batch, num_classes)`` of images: estimates of the one-hot targets, means over the views."""
         views = self.views if self.predict_views == "all" else self.views[:1]
         scores = torch.stack([self._scores(image_view(x, view)) for view in views]).mean(0)
-        return self._combined(scores)
+        return self._combined(scores, self.rescnet.num_fitted)
 
     def _scores(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting() or torch.is_grad_enabled():
@@ -410,9 +449,9 @@ class ResidualCompensation(ClosedFormRule):
             return scores
         return torch.cat([self.rescnet(x[part]) for part in self._parts(len(x))])
 
-    def _combined(self, scores: Tensor) -> Tensor:
-        late = self.combine == "late_fusion"
-        return scores / max(1, self.rescnet.num_fitted) if late else scores
+    def _combined(self, scores: Tensor, layers: int) -> Tensor:
+        """Sums over so many layers as what the network answers."""
+        return scores / max(1, layers) if self.combine == "late_fusion" else scores
 
     def batch_outputs(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Scores; during a fit they go on from those of the last validation, if there is a cache."""
@@ -422,7 +461,7 @@ class ResidualCompensation(ClosedFormRule):
         x, index = batch[0], batch[2].cpu()
         views = self.views if self.predict_views == "all" else self.views[:1]
         found = [self._cached_scores(x, index * len(self.views) + number, view) for number, view in enumerate(views)]
-        return {"scores": self._combined(torch.stack(found).mean(0))}
+        return {"scores": self._combined(torch.stack(found).mean(0), self.rescnet.num_fitted)}
 
     def _cached_scores(self, x: Tensor, rows: Tensor, view: str) -> Tensor:
         layer, scores = self.rescnet.num_fitted, []
@@ -469,6 +508,25 @@ class ResidualCompensation(ClosedFormRule):
             [LinearReadout(w.to(self.device), b.to(self.device), r, c) for w, b, r, c in layer]
             for layer in state["fold_readouts"]
         ]
+
+
+def _sample_numbers(index: Any, batch: int) -> Tensor:
+    """The third part of a batch as int64 ``(batch,)`` on the CPU.
+
+    Raises:
+        ValueError: It is no tensor of integers, one a sample.
+    """
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (batch,):
+        what = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"sample numbers must be a tensor of {batch} integers, one a sample, not {what}")
+    return index.to("cpu", torch.int64)
+
+
+def _mixed(index: Tensor) -> Tensor:
+    """Numbers from 0 to 2**31, in no order that the data might have (steps of splitmix64)."""
+    mixed = index * -0x61C8864680B583EB
+    mixed = (mixed ^ (mixed >> 30)) * -0x40A7B892E31B1A47
+    return ((mixed ^ (mixed >> 27)) >> 16) & 0x7FFFFFFF
 
 
 def _shrunk(found: LinearReadout, shrinkage: float) -> LinearReadout:

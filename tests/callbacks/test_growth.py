@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import backprop, loader, trainer
 
 from lightning_nobp.callbacks import DepthCurve, FilterFigure, LayerwiseCheckpoint, StopWhenNoGain, load_layers
@@ -104,6 +106,12 @@ def test_layers_are_written_once_and_put_together_again(tmp_path):
             assert torch.equal(network(x), module.rescnet(x, depth=depth))
 
 
+def test_layers_of_a_longer_fit_do_not_stay(tmp_path):
+    for depth in (4, 2):
+        fit(tmp_path, rule(depth), LayerwiseCheckpoint(str(tmp_path / "layers")))
+    assert len(list((tmp_path / "layers").iterdir())) == 2
+
+
 def test_layers_that_do_not_fit_are_refused(tmp_path):
     fit(tmp_path, rule(2), LayerwiseCheckpoint())
     folder = tmp_path / "layers"
@@ -118,31 +126,66 @@ def test_layers_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_growth_ends_where_it_no_longer_helps(tmp_path):
-    stop, module = StopWhenNoGain(min_delta=0.5, patience=2), rule(20)
+    stop, module = StopWhenNoGain("val/accuracy", "max", min_delta=0.5, patience=2), rule(20)
     run = fit(tmp_path, module, stop)
     # The first layer is the last to gain half: two more are tried, and left unused.
     assert (module.stage, run.current_epoch) == (4, 4)
     assert module.rescnet.num_fitted == stop.best_depth == 1
 
 
+def test_checkpoints_hold_the_layers_that_are_used(tmp_path):
+    saved = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    fit(
+        tmp_path,
+        rule(20),
+        StopWhenNoGain("val/accuracy", "max", min_delta=0.5, patience=2),
+        saved,
+        enable_checkpointing=True,
+    )
+    last = ResidualCompensation.load_from_checkpoint(tmp_path / "epoch=3.ckpt")
+    assert last.rescnet.num_fitted == 1
+
+
+def test_another_fit_grows_anew(tmp_path):
+    stop, first, second = StopWhenNoGain("val/accuracy", "max", min_delta=0.5, patience=2), rule(20), rule(20)
+    fit(tmp_path, first, stop)
+    fit(tmp_path, second, stop)
+    assert (second.stage, second.rescnet.num_fitted) == (first.stage, first.rescnet.num_fitted) == (4, 1)
+
+
+def test_training_accuracy_belongs_to_the_layers_that_were_asked(tmp_path):
+    curve = DepthCurve()
+    module = rule(5, combine="joint", joint_layers=3)
+    fit(tmp_path, module, curve)
+    # Behind layer 2 three layers are solved at once.
+    assert [p["depth"] for p in curve.points] == [1, 2, 5]
+    datamodule = data()
+    datamodule.setup("fit")
+    x, target = (torch.cat(parts) for parts in zip(*datamodule.train_dataloader(), strict=True))
+    with torch.no_grad():
+        for point in curve.points[:2]:
+            right = (module.rescnet(x, depth=int(point["depth"])).argmax(1) == target).double().mean()
+            assert point["train/accuracy"] == pytest.approx(float(right), abs=1e-6)
+
+
 def test_growth_goes_on_from_a_checkpoint(tmp_path):
-    stop, module = StopWhenNoGain(min_delta=0.5, patience=2), rule(20)
+    stop, module = StopWhenNoGain("val/accuracy", "max", min_delta=0.5, patience=2), rule(20)
     run = fit(tmp_path, module, stop, max_epochs=3)
     run.save_checkpoint(tmp_path / "run.ckpt")
-    resumed, other = rule(20), StopWhenNoGain(min_delta=0.5, patience=2)
+    resumed, other = rule(20), StopWhenNoGain("val/accuracy", "max", min_delta=0.5, patience=2)
     trainer(tmp_path, max_epochs=-1, callbacks=[other]).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "run.ckpt")
     assert (resumed.stage, resumed.rescnet.num_fitted) == (4, 1)
 
 
 @pytest.mark.parametrize("callback", [DepthCurve, LayerwiseCheckpoint, StopWhenNoGain])
 def test_networks_that_do_not_grow_are_refused(tmp_path, callback):
-    with pytest.raises(TypeError, match=f"{callback.__name__} .* not a Backprop"):
+    with pytest.raises(MisconfigurationException, match=f"{callback.__name__} .* not a Backprop"):
         trainer(tmp_path, callbacks=[callback()]).fit(backprop(), loader())
 
 
 @pytest.mark.parametrize("callback", [LayerwiseCheckpoint, StopWhenNoGain])
 def test_layers_solved_together_do_not_grow(tmp_path, callback):
-    with pytest.raises(ValueError, match="combine='joint' solves layers together"):
+    with pytest.raises(MisconfigurationException, match="combine='joint' solves layers together"):
         fit(tmp_path, rule(combine="joint"), callback())
 
 

@@ -202,6 +202,8 @@ def test_without_penalty_a_second_identical_layer_has_nothing_to_do():
         (lambda x, y: backfit(ridge_statistics(x, y), [3, 4], 1.0, 2), r"sizes=\[3, 4\] must add up to 20"),
         (lambda x, y: backfit(ridge_statistics(x, y), [20], 0.0, 2), "ridge=0.0 be positive"),
         (lambda x, y: dual_ridge(x, y, 0.0), "ridge=0.0 must be positive"),
+        (lambda x, y: dual_ridge(x * float("nan"), y, 1.0), "features or targets hold nan or inf"),
+        (lambda x, y: ridge_solve(ridge_statistics(x, y), float("inf")), "ridge=inf must be at least 0, and finite"),
     ],
 )
 def test_what_has_no_solution_is_refused(call, message):

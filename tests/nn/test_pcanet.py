@@ -163,6 +163,11 @@ def test_whole_maps_are_one_block():
         ({"channels": (9, 8), "kernel_size": 3}, "channels=9 must be from 1 to 8: .* less their means"),
         ({"pyramid": (4,)}, r"pyramid=\[4\] is finer than 1x1 blocks"),
         ({"sketch_dim": 0}, "sketch_dim=0 must be at least 1"),
+        ({"block": 0}, "block=0 must be at least 1"),
+        ({"block_stride": -1}, "block_stride=-1 must be at least 1"),
+        ({"input_shape": (0, 8, 8)}, r"input_shape=\(0, 8, 8\): images"),
+        ({"pyramid": ()}, r"pyramid=\[\] must be grids"),
+        ({"power": -1.0}, "power=-1.0 must be positive"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(arguments, message):

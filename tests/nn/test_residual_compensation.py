@@ -114,6 +114,13 @@ def test_how_many_layers_are_fitted_is_part_of_the_state():
         ({"pooling": {"mean": 5}}, "layer 2 of depth=3: pooling={'mean': 5} has finer grids than maps of 4x4"),
         ({"pooling": {"median": 1}}, "layer 1 of depth=3: pooling='median' is not one of"),
         ({"pool_after": [1, 2, 3], "kernel_size": 5}, "layer 2 of depth=3: kernel_size=5 is larger than images of 4x4"),
+        ({"pooling": {}}, r"pooling=\{\} gives no features"),
+        ({"pooling": {"mean": []}}, r"pooling=\{'mean': \[\]\} gives no features"),
+        ({"power": 0.0}, "power=0.0 must be positive"),
+        (
+            {"pool_after": [1, 2, 3, 4], "depth": 4, "pooling": {"mean": 1}, "kernel_size": 1},
+            "layer 4 of depth=4: pool_after=.* maps of 1x1 cannot be halved",
+        ),
         ({"filters": "ica"}, "layer 1 of depth=3: filters='ica' is not one of"),
     ],
 )

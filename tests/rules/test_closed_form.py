@@ -3,9 +3,11 @@
 import math
 import warnings
 
+import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from toys import blobs, loader, trainer
@@ -147,8 +149,9 @@ def test_samples_that_count_twice_are_refused(tmp_path):
 
 
 def test_samples_that_are_left_out_are_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match="limited training batches: the weights are those of a part"):
-        trainer(tmp_path, limit_train_batches=2).fit(rule(), loader())
+    for limit in (1, 2, 0.5):
+        with pytest.warns(UserWarning, match="limited training batches: the weights are those of a part"):
+            trainer(tmp_path, limit_train_batches=limit).fit(rule(), loader())
     with pytest.warns(UserWarning, match="drop_last=True: the weights are those without the samples dropped"):
         trainer(tmp_path).fit(rule(), loader(batch_size=20, drop_last=True))
     digits = DigitsDataModule(drop_last=True, batch_size=100, subset=450, val_size=100)
@@ -157,12 +160,21 @@ def test_samples_that_are_left_out_are_warned_of(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", module="lightning")
-        trainer(tmp_path).fit(rule(), loader())
+        trainer(tmp_path, max_epochs=-1).fit(rule(), loader())
 
 
-def test_no_batch_no_solution():
+def test_no_batch_no_solution(tmp_path):
     with pytest.raises(RuntimeError, match="no batch was summed in this stage"):
         rule().end_stage()
+    module = rule()
+    trainer(tmp_path, max_epochs=-1).fit(module, loader())
+    with pytest.raises(RuntimeError, match="all 2 stages are solved"):
+        module.end_stage()
+
+
+def test_too_few_epochs_are_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"max_epochs=1 are enough for 1 of the 2 stages: give max_epochs=-1"):
+        trainer(tmp_path, max_epochs=1).fit(rule(), loader())
 
 
 def test_sums_of_another_stage_are_refused():
@@ -171,9 +183,70 @@ def test_sums_of_another_stage_are_refused():
     here.compute_gradients(batch)
     sums = here.contribution(batch)
     assert int(sums["samples"]["count"]) == 96
-    del sums["sums"]
-    with pytest.raises(ValueError, match=r"but stage 0 sums .*same stage"):
+    there.compute_gradients(batch)
+    there.end_stage()
+    with pytest.raises(ValueError, match=r"at stage 0, not of .* at stage 1: both sites"):
         there.merge(sums)
+
+
+def test_a_site_merges_in_the_middle_of_a_fit(tmp_path):
+    x, target = blobs().tensors
+    other = rule()
+
+    class Merge(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                other.stage = pl_module.stage
+                other.load_state_dict(pl_module.state_dict())
+                pl_module.merge(other.contribution((x[48:], target[48:])))
+
+    module = rule()
+    half = DataLoader(TensorDataset(x[:48], target[:48]), batch_size=16)
+    trainer(tmp_path, max_epochs=-1, callbacks=[Merge()]).fit(module, half)
+    torch.testing.assert_close(module(x).double(), expected_scores(x, target), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_resumed_with_larger_batches_is_warned(tmp_path):
+    def digits(batch_size):
+        return DigitsDataModule(batch_size=batch_size, subset=450, val_size=100)
+
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    trainer(tmp_path, callbacks=[saved], enable_checkpointing=True).fit(TwoStages(), datamodule=digits(50))
+    with pytest.warns(UserWarning, match=r"200 of 350 samples were summed.*needs the batch size"):
+        trainer(tmp_path).fit(TwoStages(), datamodule=digits(100), ckpt_path=tmp_path / "step=3.ckpt")
+
+
+def test_a_fit_that_ends_inside_a_stage_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="ended inside stage 0 of 2, which is not solved"):
+        trainer(tmp_path, max_epochs=-1, max_steps=3).fit(rule(), loader())
+
+
+def test_skipping_is_for_one_process(tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+    monkeypatch.setattr(type(run), "world_size", 2)
+    module = rule(on_nonfinite="skip")
+    module._trainer = run
+    with pytest.raises(MisconfigurationException, match="on_nonfinite='skip' leaves out a batch of one process"):
+        module.on_fit_start()
+
+
+def test_products_are_exact_and_the_setting_comes_back(tmp_path):
+    seen = []
+
+    class Watch(TwoStages):
+        def accumulate(self, batch):
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().accumulate(batch)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        Watch(num_classes=3, input_shape=(1, 2, 3)).compute_gradients(blobs().tensors)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert seen == [("highest", False)]
+    assert torch.backends.cudnn.allow_tf32 is before[1]
 
 
 def test_what_has_no_gradient_takes_no_optimizer():
@@ -195,6 +268,7 @@ def test_half_precision_is_refused(tmp_path):
             (torch.zeros(4, 1, 3, 2), torch.zeros(4, dtype=torch.int64)),
             r"shape \(1, 3, 2\) do not fit input_shape=\(1, 2, 3\)",
         ),
+        ((torch.zeros(4, 1, 2, 3).byte(), torch.tensor([0, 1, 2, 2])), "type torch.uint8 do not fit the weights'"),
         ((torch.zeros(4, 1, 2, 3), torch.tensor([0, 1, 2, 3])), "targets from 0 to 3 do not fit num_classes=3"),
         ((torch.zeros(4, 1, 2, 3), torch.tensor([0, 1, 2, -1])), "targets from -1 to 2 do not fit"),
     ],
