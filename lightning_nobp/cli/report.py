@@ -146,8 +146,11 @@ def draw(results: list[dict[str, Any]]) -> Any:
         # The first epochs of a slow starter would flatten all that matters.
         low = max(0.0, min(sorted(values)[len(values) // 4], 100 - 1.5 * (100 - max(values)) - 5))
         panels[0].set_ylim(low, max(values) + 0.05 * (max(values) - low) + 0.1)
+    lengths = [run["curve"][-1]["epoch"] for run in results if run.get("curve")]
+    # Beside a run of hundreds of epochs the others would be a line at the border.
+    scale = "log" if lengths and max(lengths) > 20 * min(lengths) else "linear"
     for axes, label in zip(panels, ("epoch", "CPU seconds of training"), strict=True):
-        axes.set_xlabel(label)
+        axes.set(xlabel=label, xscale=scale)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation accuracy, %")
     if names:

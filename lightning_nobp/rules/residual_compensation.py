@@ -114,8 +114,8 @@ class ResidualCompensation(ClosedFormRule):
         if shape and network != "rescnet":
             given = ", ".join(f"{name}={value}" for name, value in shape.items())
             raise ValueError(
-                f"{given} is for the preset 'rescnet': give it to the network, ResCNet(depth=..., channels=...), on the "
-                "command line --model.network.depth"
+                f"{given} is for the preset 'rescnet': give it to the network, ResCNet(depth=..., channels=...), on "
+                "the command line --model.network.depth"
             )
         chosen = partial(ResCNet, **shape) if shape else network  # type: ignore[arg-type]
         super().__init__(network=chosen, **kwargs)
