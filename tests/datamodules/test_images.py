@@ -148,3 +148,26 @@ def test_own_transforms_see_the_bytes_of_training_batches_only():
 def test_torchvision_transforms_fit():
     data = set_up(transforms=v2.RandomErasing(p=1.0), batch_size=500)
     assert next(iter(data.train_dataloader()))[0].shape == (500, 1, 8, 8)
+
+
+def test_batches_tell_the_numbers_of_their_samples():
+    data = set_up(with_index=True, batch_size=100)
+    for split, loader in (
+        ("train", data.train_dataloader),
+        ("val", data.val_dataloader),
+        ("test", data.test_dataloader),
+    ):
+        x, y, numbers = (torch.cat(parts) for parts in zip(*loader(), strict=True))
+        source, chosen = data._sets[split]
+        assert numbers.sort().values.tolist() == list(range(len(chosen)))
+        assert torch.equal(source.labels[chosen[numbers]], y)
+        expected = (source.images(chosen[numbers]).float() / 255 - data.mean[0]) / data.std[0]
+        torch.testing.assert_close(x, expected)
+
+
+def test_without_shuffling_every_epoch_has_the_order_of_the_files():
+    loader = set_up(with_index=True, shuffle=False, batch_size=100).train_dataloader()
+    for epoch in (0, 1):
+        loader.batch_sampler.set_epoch(epoch)
+        numbers = torch.cat([batch[2] for batch in loader])
+        assert torch.equal(numbers, torch.arange(len(numbers)))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from toys import backprop, blobs, loader, trainer, weights
 
+from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.rules import Backprop
 
 
@@ -83,3 +84,12 @@ def test_unknown_layer_is_refused_when_the_rule_is_built():
     with pytest.raises(TypeError, match=r"network\.2.*Softplus.*register_vjp"):
         Backprop(network=network, num_classes=3)
     assert Backprop(network=network, num_classes=3, engine="autograd").network is network
+
+
+def test_sample_numbers_in_a_batch_do_not_matter(tmp_path):
+    trained = []
+    for numbers in (False, True):
+        module = backprop(num_classes=10, input_shape=(1, 8, 8))
+        trainer(tmp_path).fit(module, datamodule=DigitsDataModule(subset=200, val_size=50, with_index=numbers))
+        trained.append(weights(module))
+    assert torch.equal(*trained)
