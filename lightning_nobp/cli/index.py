@@ -28,7 +28,7 @@ RULES = (
     RuleEntry(
         "SymBa",
         "lightning_nobp.rules.SymBa",
-        "Forward-Forward with right and wrong labels against each other, without a threshold",
+        "Forward-Forward that compares right with wrong labels, without a threshold",
         "SymBa: Symmetric Backpropagation-Free Contrastive Learning (arXiv 2303.08418)",
     ),
     RuleEntry(

@@ -8,6 +8,7 @@ Fits on a part of MNIST and of CIFAR-10 (an image folder), each with 5000 other 
 
 import argparse
 import logging
+import tempfile
 import warnings
 from functools import partial
 from typing import Any
@@ -51,10 +52,13 @@ def accuracies(
     """Validation accuracy in per cent after the first, the best and the last layer, and the best depth."""
     L.seed_everything(options.seed, verbose=False)
     curve = DepthCurve()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_epochs=-1, callbacks=[curve], accelerator="cpu", enable_model_summary=False, **quiet)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     build = partial(ResCNet, depth=options.depth, **{"channels": 16} | network)
-    trainer.fit(ResidualCompensation(network=build, cache="ram", pca_fraction=0.3, **rule), datamodule=data)
+    # The curve's files are of no use here.
+    with tempfile.TemporaryDirectory() as folder:
+        quiet |= {"default_root_dir": folder, "enable_model_summary": False}
+        trainer = L.Trainer(max_epochs=-1, callbacks=[curve], accelerator="cpu", **quiet)
+        trainer.fit(ResidualCompensation(network=build, cache="ram", pca_fraction=0.3, **rule), datamodule=data)
     found = [100 * point["val/accuracy"] for point in curve.points]
     return [found[0], max(found), found[-1], 1 + found.index(max(found))]
 

@@ -117,7 +117,7 @@ def test_networks_are_known_by_their_names_whoever_else_has_one():
 
 
 def test_index_lists_every_class():
-    bases = {"LearningRule", "ClassificationRule", "ImageDataModule"}
+    bases = {"LearningRule", "ClassificationRule", "ClosedFormRule", "ImageDataModule"}
     assert {rule.name for rule in index.RULES} == set(lightning_nobp.rules.__all__) - bases
     assert set(index.DATA_MODULES) == set(lightning_nobp.datamodules.__all__) - bases
     for rule in index.RULES:

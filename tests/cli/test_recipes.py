@@ -11,7 +11,12 @@ def test_recipe(nobp, data, tmp_path, monkeypatch, recipe):
     root, lists = data
     for kind, files in lists.items():
         patch_cifar(monkeypatch, kind, files)
-    options = (f"--data.root={root}", "--data.val_size=0.5", "--trainer.enable_model_summary=false")
+    options = (
+        f"--data.root={root}",
+        "--data.subset=null",
+        "--data.val_size=0.5",
+        "--trainer.enable_model_summary=false",
+    )
     logger = ("--config", "loggers/wandb", "--trainer.logger.offline=true")
     run = nobp("fit", "--config", recipe, *logger, *options, "--trainer.fast_dev_run=2")
     assert run.status == 0, run.err
