@@ -20,7 +20,9 @@ from torch.nn import functional as F
 Algorithm = Literal["auto", "unfold", "row", "autocorrelation"]
 
 _CHUNK = 200
-"""Images that are worked on at once: enough for long products, few enough for the cache."""
+"""Images that are worked on at once: enough for long products, few enough for the cache. Of small images more."""
+
+_CHUNK_PIXELS = 2**14
 
 
 class PatchMoments(NamedTuple):
@@ -92,7 +94,8 @@ def patch_second_moment(
         dtype = torch.float64 if channels < 8 else torch.promote_types(x.dtype, torch.float32)
     size = channels * kernel_size**2
     second_moment = torch.zeros(size, size, dtype=torch.float64, device=x.device)
-    for chunk in torch.split(x, _CHUNK):
+    images = max(_CHUNK, _CHUNK_PIXELS // ((height + kernel_size) * (width + kernel_size)))
+    for chunk in torch.split(x, images):
         padded = F.pad(chunk.to(dtype), (padding,) * 4)
         second_moment += _KERNELS[algorithm](padded, kernel_size)
     return PatchMoments(second_moment, patch_total(x, kernel_size, padding), len(x) * height * width)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import chdir
+from functools import partial
 from multiprocessing import Pipe
 
 import pytest
@@ -185,7 +186,9 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_running_one(tmp_path):
     names = ("digits/backprop", "slow.yaml", "digits/backprop_mse")
     command = [sys.executable, "-c", code, "compare", *names, "--out=out", "--set=trainer.max_epochs=1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    # Whoever runs the tests in the background may have had interrupts ignored, which children inherit.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=hearing, **pipes)
     while not (tmp_path / "pid").exists() and process.poll() is None:
         time.sleep(0.1)
     # As a terminal does: to all of them.
