@@ -150,12 +150,10 @@ def _run_all(runs: list[Run], overrides: list[str], max_time: str | None, result
 def _run_one(
     context: Any, run: Run, overrides: list[str], limit: float | None, progress: Progress, task: Any
 ) -> dict[str, Any]:
-    from lightning_nobp.cli.measured_run import run_in_child
-
     ours, theirs = context.Pipe(duplex=False)
     # All runs use the same split of the data: its seed is data.seed, not this one.
     options = [f"--seed_everything={run.seed}", *overrides]
-    child = context.Process(target=run_in_child, args=(run.recipe, options, run.folder, theirs))
+    child = context.Process(target=_run_in_child, args=(run.recipe, options, run.folder, theirs))
     child.start()
     theirs.close()
     try:
@@ -171,6 +169,13 @@ def _run_one(
         child.join(10)
         child.kill()
         child.join()
+
+
+def _run_in_child(*args: Any) -> None:
+    # Imported here: this process needs no torch, which takes seconds.
+    from lightning_nobp.cli.measured_run import run_in_child
+
+    run_in_child(*args)
 
 
 def _follow(pipe: Connection, deadline: float | None, progress: Progress, task: Any) -> dict[str, Any]:
