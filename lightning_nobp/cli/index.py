@@ -32,6 +32,12 @@ RULES = (
         "SymBa: Symmetric Backpropagation-Free Contrastive Learning (arXiv 2303.08418)",
     ),
     RuleEntry(
+        "MultiplexedGradientDescent",
+        "lightning_nobp.rules.MultiplexedGradientDescent",
+        "perturbs all parameters at once and correlates with the cost: no derivative at all",
+        "Multiplexed gradient descent: Fast online training ... (arXiv 2303.03986)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what the layers before it got wrong",
@@ -49,6 +55,9 @@ NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetw
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (
+    "XORDataModule",
+    "ParityDataModule",
+    "NIST7x7DataModule",
     "DigitsDataModule",
     "MNISTDataModule",
     "FashionMNISTDataModule",

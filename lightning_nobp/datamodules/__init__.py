@@ -5,6 +5,8 @@ from lightning_nobp.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModu
 from lightning_nobp.datamodules.digits import DigitsDataModule
 from lightning_nobp.datamodules.image_folder import ImageFolderDataModule
 from lightning_nobp.datamodules.mnist import FashionMNISTDataModule, MNISTDataModule
+from lightning_nobp.datamodules.nist7x7 import NIST7x7DataModule
+from lightning_nobp.datamodules.parity import ParityDataModule, XORDataModule
 from lightning_nobp.datamodules.tiny_imagenet import TinyImageNetDataModule
 
 __all__ = [
@@ -15,5 +17,8 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "NIST7x7DataModule",
+    "ParityDataModule",
     "TinyImageNetDataModule",
+    "XORDataModule",
 ]

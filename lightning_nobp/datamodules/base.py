@@ -110,6 +110,8 @@ class ImageDataModule(LightningDataModule):
         drop_last: Whether to leave out a last training batch that is not full.
         pad_shards: Whether several processes repeat training samples until all have equally many. False for rules
             that sum statistics, where each sample must count once. Evaluation never pads.
+        repeat_batches: How often each training batch comes, in a row and with the same augmentation: for rules whose
+            sample stays longer than an update takes.
         num_workers: Processes that load ahead; images in memory need none.
         download: Whether to download what is missing.
         seed: Of split, order and augmentation.
@@ -138,6 +140,7 @@ class ImageDataModule(LightningDataModule):
         with_index: bool = False,
         drop_last: bool = False,
         pad_shards: bool = True,
+        repeat_batches: int = 1,
         num_workers: int = 0,
         download: bool = True,
         seed: int = 0,
@@ -145,10 +148,11 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         # A numpy number overflows where Python's does not, and float32 is no float.
         batch_size, eval_batch_size, num_workers = plain(batch_size), plain(eval_batch_size), plain(num_workers)
-        val_size, subset, seed = plain(val_size), plain(subset), plain(seed)
+        val_size, subset, seed, repeat_batches = plain(val_size), plain(subset), plain(seed), plain(repeat_batches)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
+            ("repeat_batches", repeat_batches, 1),
             ("num_workers", num_workers, 0),
         ):
             if value < least:
@@ -164,7 +168,7 @@ class ImageDataModule(LightningDataModule):
         self.val_size, self.subset = val_size, subset
         self.augment, self.transforms = augment, transforms
         self.shuffle, self.with_index = shuffle, with_index
-        self.drop_last, self.pad_shards = drop_last, pad_shards
+        self.drop_last, self.pad_shards, self.repeat_batches = drop_last, pad_shards, repeat_batches
         self.num_workers, self.download, self.seed = num_workers, download, seed
         self._sets: dict[str, tuple[ImageSource, Tensor]] = {}
 
@@ -250,6 +254,7 @@ class ImageDataModule(LightningDataModule):
             rank=0 if self.trainer is None else self.trainer.global_rank,
             world_size=1 if self.trainer is None else self.trainer.world_size,
             pad=self.pad_shards and train,
+            repeats=self.repeat_batches if train else 1,
         )
         return ResumableLoader(
             ImageBatches(source, chosen, self.mean, self.std, transform, self.with_index),

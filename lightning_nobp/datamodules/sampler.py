@@ -47,9 +47,10 @@ class EpochBatchSampler(Sampler[BatchIndex]):
         pad: Repeat samples until every rank has equally many, as torch's DistributedSampler does; otherwise each
             sample comes exactly once, and batches of different ranks differ by at most one sample (two in a last
             batch that takes in a remainder smaller than ``world_size``).
+        repeats: How often each batch comes, in a row and with the same augmentation.
 
     Raises:
-        ValueError: Fewer than one sample in a batch, or fewer samples than ranks.
+        ValueError: Fewer than one sample in a batch, fewer samples than ranks, or no repeats.
     """
 
     def __init__(
@@ -63,14 +64,17 @@ class EpochBatchSampler(Sampler[BatchIndex]):
         rank: int = 0,
         world_size: int = 1,
         pad: bool = False,
+        repeats: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if num_samples < world_size:
             raise ValueError(f"{num_samples} samples cannot be shared by {world_size} processes")
+        if repeats < 1:
+            raise ValueError(f"repeats={repeats} must be at least 1")
         self.num_samples, self.batch_size = num_samples, batch_size
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
-        self.rank, self.world_size, self.pad = rank, world_size, pad
+        self.rank, self.world_size, self.pad, self.repeats = rank, world_size, pad, repeats
         self.epoch = 0
 
     @property
@@ -83,16 +87,17 @@ class EpochBatchSampler(Sampler[BatchIndex]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._ends())
+        return len(self._ends()) * self.repeats
 
     def __iter__(self) -> Iterator[BatchIndex]:
         return self.batches(0)
 
     def batches(self, start: int) -> Iterator[BatchIndex]:
-        """The batches of this epoch from number ``start`` on."""
+        """The batches of this epoch from number ``start`` on, where each showing of a batch counts."""
         order = self._order()
         ends = self._ends()
-        for number in range(start, len(ends)):
+        for showing in range(start, len(self)):
+            number = showing // self.repeats
             begin = ends[number - 1] if number else 0
             seed = mix(self.seed, self.epoch, number, self.rank)
             yield BatchIndex(order[begin + self.rank : ends[number] : self.world_size], seed)
