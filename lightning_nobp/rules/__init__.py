@@ -5,6 +5,7 @@ from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.classification import ClassificationRule
 from lightning_nobp.rules.closed_form import ClosedFormRule
 from lightning_nobp.rules.forward_forward import ForwardForward, SymBa
+from lightning_nobp.rules.mgd import MultiplexedGradientDescent
 from lightning_nobp.rules.pcanet import PCANet
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 
@@ -14,6 +15,7 @@ __all__ = [
     "ClosedFormRule",
     "ForwardForward",
     "LearningRule",
+    "MultiplexedGradientDescent",
     "PCANet",
     "ResidualCompensation",
     "SymBa",

@@ -52,8 +52,14 @@ class ClassificationRule(LearningRule):
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
         self._metrics = nn.ModuleDict()
-        if num_classes is not None and (self.network is not None or input_shape is not None):
+        known = num_classes is not None or not self.classifies
+        if known and (self.network is not None or input_shape is not None):
             self._build()
+
+    @property
+    def classifies(self) -> bool:
+        """Whether targets are class numbers: always, unless a rule can learn other targets too."""
+        return True
 
     def configure_model(self) -> None:
         """Build what waited for the data module's shape and number of classes."""
@@ -63,7 +69,7 @@ class ClassificationRule(LearningRule):
 
     def _build_for_data(self) -> None:
         data = getattr(self._trainer, "datamodule", None)
-        for name in ("num_classes", "input_shape"):
+        for name in ("num_classes", "input_shape") if self.classifies else ("input_shape",):
             if getattr(self, name) is None:
                 value = getattr(data, name, None)
                 if value is None and not (name == "input_shape" and self.network is not None):
@@ -76,15 +82,18 @@ class ClassificationRule(LearningRule):
         self._build()
 
     def _build(self) -> None:
-        assert self.num_classes is not None
         if self.network is None:
+            if self.num_classes is None:
+                raise ValueError("network: without classes its outputs are not known, so give a module of your own")
             assert self._factory is not None
             assert self.input_shape is not None
             self.network = self._factory(self.input_shape, self.num_classes)
         self.check_network(self.network)
         for stage in ("val", "test"):
             self._metrics[f"{stage}/loss"] = MeanMetric()
-            self._metrics[f"{stage}/accuracy"] = Accuracy(task="multiclass", num_classes=self.num_classes)
+            if self.classifies:
+                assert self.num_classes is not None
+                self._metrics[f"{stage}/accuracy"] = Accuracy(task="multiclass", num_classes=self.num_classes)
 
     def check_network(self, network: nn.Module) -> None:
         """Refuse a network that the rule cannot train; by default every network is welcome.
@@ -106,12 +115,19 @@ class ClassificationRule(LearningRule):
             ValueError: Inputs of another size, or targets that are no class numbers.
         """
         if not (isinstance(batch, list | tuple) and len(batch) > 1 and all(isinstance(t, Tensor) for t in batch[:2])):
-            raise TypeError(f"{type(self).__name__} learns from batches (inputs, class numbers), not {type(batch)}")
+            raise TypeError(f"{type(self).__name__} learns from batches (inputs, targets), not {type(batch)}")
         x, target = batch[:2]
         if self.input_shape is not None and x[0].numel() != math.prod(self.input_shape):
             raise ValueError(
                 f"inputs of shape {tuple(x.shape[1:])} do not fit the network's input_shape={self.input_shape}"
             )
+        if not self.classifies:
+            if not target.is_floating_point() or len(target) != len(x):
+                raise ValueError(
+                    f"targets of type {target.dtype} and shape {tuple(target.shape)} are no values: give "
+                    "floating point numbers, a row a sample"
+                )
+            return
         if target.is_floating_point() or target.shape != x.shape[:1]:
             raise ValueError(
                 f"targets of type {target.dtype} and shape {tuple(target.shape)} are no class numbers: give integers, "
@@ -174,9 +190,9 @@ class ClassificationRule(LearningRule):
         return self._evaluate("test", batch, batch_idx)
 
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
-        """Class probabilities ``(batch, num_classes)`` of a batch ``x`` or ``(x, target)``."""
+        """Class probabilities ``(batch, num_classes)`` of ``x`` or ``(x, target)``; outputs if there are no classes."""
         x = batch if isinstance(batch, Tensor) else batch[0]
-        return self.probabilities(self(x))
+        return self.probabilities(self(x)) if self.classifies else self(x)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, over all ranks."""
@@ -192,17 +208,18 @@ class ClassificationRule(LearningRule):
         x, target = batch[:2]
         outputs = self.batch_outputs(batch)
         scores = outputs["scores"]
-        if scores.shape[1:] != (self.num_classes,):
+        if self.classifies and scores.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"the network's scores have shape {tuple(scores.shape)}: num_classes={self.num_classes} asks for "
                 f"({len(x)}, {self.num_classes})"
             )
         self._metric(stage, "loss").update(self.loss_function(scores, target), weight=len(target))
-        self._metric(stage, "accuracy").update(scores, target)
+        if self.classifies:
+            self._metric(stage, "accuracy").update(scores, target)
         return outputs
 
     def _log_metrics(self, stage: str) -> None:
-        for name in ("loss", "accuracy"):
+        for name in ("loss", "accuracy") if self.classifies else ("loss",):
             metric = self._metric(stage, name)
             # The metric sums over ranks itself.
             self.log(f"{stage}/{name}", metric.compute(), prog_bar=True)

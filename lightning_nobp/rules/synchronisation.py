@@ -95,6 +95,29 @@ def gather_from_ranks(value: Any) -> list[Any]:
     return gathered
 
 
+def gather_vectors(vector: Tensor) -> list[Tensor]:
+    """One vector a rank, of any length; small, since every rank gets all.
+
+    Args:
+        vector: ``(entries,)``, the same dtype on every rank.
+    """
+    if not is_distributed():
+        return [vector]
+    own_size = _to_backend(torch.tensor([len(vector)]))
+    sizes = [torch.empty_like(own_size) for _ in range(world_size())]
+    dist.all_gather(sizes, own_size)
+    longest = max(int(size) for size in sizes)
+    padded = _to_backend(torch.nn.functional.pad(vector.detach(), (0, longest - len(vector))))
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return [row[: int(size)].to(vector.device) for row, size in zip(gathered, sizes, strict=True)]
+
+
+def world_size() -> int:
+    """Number of processes that run together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def check_ranks_agree(parameters: Mapping[str, nn.Parameter]) -> None:
     """Compare a checksum of every parameter over ranks.
 

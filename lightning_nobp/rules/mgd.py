@@ -1,0 +1,500 @@
+"""Multiplexed gradient descent: gradients from nothing but the network's cost under perturbations."""
+
+import math
+import warnings
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_nobp.functional.multiplexing import schedule, shrinkage
+from lightning_nobp.functional.perturbation import CODES
+from lightning_nobp.nn.multiplexed import (
+    AnalogEstimator,
+    Estimate,
+    Estimator,
+    Hook,
+    SampleEstimator,
+    Turn,
+    WindowEstimator,
+)
+from lightning_nobp.nn.parameter_codes import BatchedEngine, ForwardModeEngine, InPlaceEngine, ParameterCodes
+from lightning_nobp.nn.sample_codes import SAMPLERS, ActivationCodes, WeightCodes, is_separable
+from lightning_nobp.rules.classification import ClassificationRule
+from lightning_nobp.rules.synchronisation import gather_from_ranks, gather_vectors, rank, world_size
+
+_STATE_KEY = "multiplexed_gradient_descent"
+_CHOICES = {
+    "task": ("classification", "regression"),
+    "perturbation": tuple(CODES),
+    "difference": ("central", "one_sided"),
+    "perturb": ("weights", "activations"),
+    "mode": ("discrete", "analog"),
+    "engine": ("auto", "per_sample", "vmap", "in_place", "jvp"),
+    "normalisation": ("mean", "sum"),
+    "lr_scale": ("none", "mgd"),
+}
+_ENGINES: dict[str, type[BatchedEngine] | type[InPlaceEngine]] = {
+    "vmap": BatchedEngine,
+    "in_place": InPlaceEngine,
+    "jvp": ForwardModeEngine,
+}
+_SMALL = 4096
+"""Parameters up to which many perturbations as one batched pass are faster than one after another."""
+_LEAST_RATIO = 1e3
+"""A cost difference of fewer roundings than this says little about the gradient."""
+
+
+class MultiplexedGradientDescent(ClassificationRule):
+    """Gradient descent for hardware that shows nothing but its cost: perturb all parameters at once, and correlate.
+
+    Every parameter is perturbed with a code of its own. The cost's modulation times a parameter's code, integrated over
+    perturbations, is the gradient along that parameter (homodyne detection). No derivative is ever taken, and no
+    autograd graph is built.
+
+    Three time constants, in time steps of one perturbed reading each, make it one of many methods: ``tau_p``, how long
+    a perturbation stays; ``tau_theta``, how long the gradient is integrated before the parameters move; ``tau_x``, how
+    long a sample is shown. A training batch holds the samples of one window of ``tau_theta`` steps: it is shown in
+    ``tau_theta / tau_x`` slots, of several samples at a time if it has more. By default all samples are shown at once,
+    to ``num_perturbations`` perturbations.
+
+    Args:
+        loss: ``'cross_entropy'``; ``'mse'``, the mean squared error, against one-hot targets where targets are class
+            numbers; or a module that gives one number for ``(scores, targets)``, like ``torch.nn.SmoothL1Loss()``.
+        task: ``'classification'``, or ``'regression'`` for targets of floating point, where there is no accuracy.
+        perturbation: Kind of code, see :mod:`lightning_nobp.functional.perturbation`: ``'rademacher'`` (random signs),
+            ``'walsh'``, ``'coordinate'`` (one parameter at a time), ``'sinusoidal'`` or ``'gaussian'``.
+        amplitude: Root mean square of each parameter's perturbation, in units of the parameter; or by patterns of
+            parameter names, the first that matches counts: ``{'*.bias': 0.01, '*': 0.004}``.
+        num_perturbations: Perturbations behind an update, ``tau_theta / tau_p``; with ``engine='per_sample'``, those of
+            each sample.
+        difference: ``'central'``, half the difference of the costs with the perturbation added and taken away, or
+            ``'one_sided'``, the difference to the cost without it.
+        perturb: ``'weights'``, or ``'activations'``: node perturbation, where each sample's pre-activations are
+            perturbed, and the gradient is their error times the layer's input.
+        mode: ``'discrete'`` as above, or ``'analog'``: every batch is one time step; the cost goes through a high-pass
+            filter, its product with the perturbation through a low-pass filter of time constant ``tau_theta``, and
+            parameters move all the time.
+        engine: How perturbations are evaluated. ``'vmap'``: many as one batched pass. ``'in_place'``: one after
+            another, in the memory of inference, the gradient, and one layer. ``'jvp'``: their slopes without an
+            amplitude, by forward-mode differentiation. ``'per_sample'``: each sample of a batch has a perturbation of
+            its own, a product of codes of outputs and inputs. ``'auto'``: ``'vmap'`` up to 4096 parameters; above,
+            ``'per_sample'`` if all trained layers are linear or convolutions and no time constants are given, otherwise
+            ``'in_place'``.
+        tau_p: Time steps that a perturbation stays.
+        tau_theta: Time steps from one update to the next; by default ``num_perturbations * tau_p``.
+        tau_x: Time steps that a sample is shown; by default ``tau_theta``. If longer, each batch must come several
+            times in a row (``repeat_batches`` of the data module).
+        tau_hp: Time constant of the analog high-pass filter, in time steps.
+        normalisation: ``'mean'``, the estimate of the gradient; ``'sum'``, the paper's sum over time steps.
+        lr_scale: ``'mgd'`` multiplies the estimate of T perturbations of P parameters by T / (T + P - 1): it is that
+            much too long on average, squared. Only for random codes of weights.
+        period: Of Walsh and sinusoidal codes, in perturbations; by default the shortest.
+        seed: Of the codes.
+        optimizer: See :class:`LearningRule`.
+        **kwargs: See :class:`ClassificationRule`.
+
+    Raises:
+        ValueError: An argument outside its range, or two that exclude each other.
+        TypeError: A network with dropout, with batch normalisation in training mode, or with a layer of which the
+            engine cannot perturb single samples.
+
+    References:
+        McCaughan, Oripov, Ganesh, Nam, Dienstfrey and Buckley, "Multiplexed gradient descent: Fast online training of
+        modern datasets on hardware neural networks without backpropagation", arXiv 2303.03986.
+    """
+
+    supported_precisions: ClassVar[tuple[str, ...]] = ("32-true", "64-true")
+
+    def __init__(
+        self,
+        *,
+        loss: Literal["cross_entropy", "mse"] | nn.Module = "cross_entropy",
+        task: Literal["classification", "regression"] = "classification",
+        perturbation: Literal["rademacher", "walsh", "coordinate", "sinusoidal", "gaussian"] = "rademacher",
+        amplitude: float | dict[str, float] = 2**-8,
+        num_perturbations: int | None = None,
+        difference: Literal["central", "one_sided"] = "central",
+        perturb: Literal["weights", "activations"] = "weights",
+        mode: Literal["discrete", "analog"] = "discrete",
+        engine: Literal["auto", "per_sample", "vmap", "in_place", "jvp"] = "auto",
+        tau_p: int = 1,
+        tau_theta: int | None = None,
+        tau_x: int | None = None,
+        tau_hp: float = 10.0,
+        normalisation: Literal["mean", "sum"] = "mean",
+        lr_scale: Literal["none", "mgd"] = "none",
+        period: int | None = None,
+        seed: int = 0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        **kwargs: Any,
+    ) -> None:
+        self.loss, self.task = loss, task
+        self.perturbation, self.amplitude, self.period, self.seed = perturbation, amplitude, period, seed
+        self.difference, self.perturb, self.mode, self.engine = difference, perturb, mode, engine
+        self.normalisation, self.lr_scale, self.tau_hp = normalisation, lr_scale, tau_hp
+        self._check_choices()
+        self._given_times = tau_theta is not None or tau_x is not None or tau_p != 1
+        self.tau_p = tau_p
+        self.tau_theta = self._window(num_perturbations, tau_p, tau_theta)
+        self.tau_x = self.tau_theta if tau_x is None else tau_x
+        self._schedule = schedule(self.tau_p, self.tau_theta, self.tau_x)
+        self.num_perturbations = self.tau_theta // self.tau_p
+        self._check_combinations()
+        self.cost_hooks: list[Hook] = []
+        """Each is called with every tensor of costs that are read, and returns what is understood."""
+        self.difference_hooks: list[Hook] = []
+        """Each is called with the cost differences ``(time_steps,)`` in order of time."""
+        super().__init__(optimizer=optimizer, **kwargs)
+        self.cost_evaluations = 0
+        """Samples whose cost was read, over all ranks."""
+        self.samples_seen = 0
+        """Training samples that were shown, over all ranks."""
+        self._calls = 0
+        self._estimator: Estimator | None = None
+        self._pending: list[tuple[int, Tensor]] = []
+        self._state: dict[str, Any] | None = None
+
+    # At the door
+
+    def _check_choices(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+        if not (isinstance(self.loss, nn.Module) or self.loss in ("cross_entropy", "mse")):
+            raise ValueError(f"loss={self.loss!r} is not 'cross_entropy', 'mse' or a module that gives one number")
+        if self.task == "regression" and self.loss == "cross_entropy":
+            raise ValueError(
+                "loss='cross_entropy' is for class numbers: task='regression' needs loss='mse' or a module"
+            )
+        amplitudes = self.amplitude.values() if isinstance(self.amplitude, dict) else [self.amplitude]
+        for value in amplitudes:
+            if not 0 < value < math.inf:
+                raise ValueError(f"amplitude={self.amplitude!r} must be positive, like {2**-8}")
+        if not self.tau_hp > 0:
+            raise ValueError(f"tau_hp={self.tau_hp!r} must be a positive number of time steps")
+
+    @staticmethod
+    def _window(num_perturbations: int | None, tau_p: int, tau_theta: int | None) -> int:
+        for name, value in (("num_perturbations", num_perturbations), ("tau_p", tau_p)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a positive whole number")
+        if tau_theta is None:
+            return (num_perturbations or 1) * tau_p
+        if num_perturbations is not None and num_perturbations * tau_p != tau_theta:
+            raise ValueError(
+                f"num_perturbations={num_perturbations} perturbations of tau_p={tau_p} steps are not "
+                f"tau_theta={tau_theta} steps: leave one of them out"
+            )
+        return tau_theta
+
+    def _check_combinations(self) -> None:
+        per_sample = self.engine == "per_sample" or self.perturb == "activations"
+        if self.perturb == "activations" and self.engine not in ("auto", "per_sample"):
+            raise ValueError(f"engine={self.engine!r} perturbs weights: perturb='activations' needs 'per_sample'")
+        if per_sample and self.perturbation not in SAMPLERS:
+            raise ValueError(
+                f"perturbation={self.perturbation!r} cannot be given to every sample: take one of "
+                f"{', '.join(map(repr, SAMPLERS))}, or perturb weights with engine='vmap' or 'in_place'"
+            )
+        if per_sample and (self._given_times or self.mode == "analog"):
+            raise ValueError(
+                "tau_p, tau_theta, tau_x and mode='analog' are times of one device, but where every sample has its own "
+                "perturbation all are read at once: leave them out, or take engine='vmap' or 'in_place'"
+            )
+        if self.mode == "analog" and self.engine == "jvp":
+            raise ValueError("engine='jvp' has no cost to filter: mode='analog' needs 'vmap' or 'in_place'")
+        if self.mode == "analog" and self.difference == "one_sided":
+            raise ValueError("difference='one_sided' is of the discrete mode: mode='analog' has its high-pass filter")
+        if self.lr_scale == "mgd" and (self.perturb == "activations" or self.perturbation not in SAMPLERS):
+            raise ValueError("lr_scale='mgd' is a law of random codes of weights: leave it out here")
+        if self.tau_x > self.tau_theta and self.mode == "discrete":
+            warnings.warn(
+                f"tau_x={self.tau_x} is longer than tau_theta={self.tau_theta}: every update follows the gradient of a "
+                "single batch alone",
+                stacklevel=4,
+            )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether targets are class numbers."""
+        return self.task == "classification"
+
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse what makes the cost of a sample depend on chance, or on the other samples."""
+        for name, module in network.named_modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and module.training:
+                raise TypeError(
+                    f"layer {name!r} is a {type(module).__name__}: the cost would change by chance more than by a "
+                    f"perturbation. Leave it out, or switch it off with .eval()."
+                )
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                raise TypeError(
+                    f"layer {name!r} is a {type(module).__name__} in training mode: a sample's cost would depend on "
+                    "the others, and running statistics on perturbed passes. Switch it to running statistics with "
+                    ".eval(), which the Trainer keeps, or take GroupNorm or LayerNorm."
+                )
+
+    def check_batch(self, batch: Any) -> None:
+        """Refuse a batch that does not fit the network, or is smaller than the window."""
+        super().check_batch(batch)
+        slots = self._schedule.num_slots
+        if self.training and len(batch[0]) < slots:
+            raise ValueError(
+                f"a batch of {len(batch[0])} samples does not fill a window of tau_theta / tau_x = {slots} samples: "
+                f"give data.batch_size={slots} or a multiple"
+            )
+
+    # Learning
+
+    def compute_gradients(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Add the estimate of the gradient of the batch's mean cost to ``p.grad``.
+
+        Each call uses the perturbations that follow those of the call before.
+
+        Args:
+            batch: Inputs ``(batch, *input_shape)`` and targets: class numbers ``(batch,)``, or numbers of the scores'
+                shape.
+
+        Returns:
+            ``loss`` of the batch, and in distributed runs ``bytes_sent``.
+
+        Raises:
+            FloatingPointError: A cost is not finite, unless ``on_nonfinite='skip'``.
+        """
+        x, target = batch[:2]
+        with torch.no_grad():
+            if self._estimator is None:
+                self._estimator = self._build_estimator()
+            turn = Turn(self._calls, rank(), world_size())
+            self._estimator.scale = self._scale(len(x))
+            estimate = self._estimator.estimate(x, target, turn)
+            self._check_reading(estimate)
+            self._estimator.add_gradient(estimate.coefficients, turn)
+        self._calls += 1
+        self.cost_evaluations += estimate.evaluations * turn.world
+        self.samples_seen += len(x) * turn.world
+        values = {"loss": estimate.loss}
+        if turn.world > 1 and self._exchanges_scalars:
+            shared = torch.cat([estimate.coefficients, estimate.loss.view(1)]) * len(x)
+            self._pending.append((self._calls - 1, torch.cat([shared, shared.new_tensor([len(x)])])))
+            values["bytes_sent"] = torch.tensor(float(shared.element_size() * (len(shared) + 1) + 8))
+        return values
+
+    def _build_estimator(self) -> Estimator:
+        network = self.built_network()
+        self.check_network(network)
+        engine = self._chosen_engine(network)
+        estimator: Estimator
+        if engine == "per_sample":
+            kind = WeightCodes if self.perturb == "weights" else ActivationCodes
+            sample_codes = kind(network, self.perturbation, self.amplitude, self.seed)
+            estimator = SampleEstimator(sample_codes, self.sample_costs, self.num_perturbations, self.difference)
+        else:
+            codes = ParameterCodes(network, self.perturbation, self.amplitude, self.seed, self.period)
+            evaluate = _ENGINES[engine](network, self._cost, codes)
+            if self.mode == "analog":
+                times: dict[str, Any] = {
+                    name: getattr(self, name) for name in ("tau_p", "tau_theta", "tau_x", "tau_hp")
+                }
+                estimator = AnalogEstimator(codes, evaluate, **times)
+            else:
+                estimator = WindowEstimator(codes, evaluate, self._schedule, self.difference)
+        if self.cost_hooks and engine == "jvp":
+            raise MisconfigurationException("engine='jvp' reads no costs: noise of the read-out needs another engine")
+        estimator.cost_hooks, estimator.difference_hooks = self.cost_hooks, self.difference_hooks
+        return estimator
+
+    def _chosen_engine(self, network: nn.Module) -> str:
+        if self.perturb == "activations":
+            return "per_sample"
+        if self.engine != "auto":
+            return self.engine
+        if self.num_perturbed <= _SMALL:
+            return "vmap"
+        free = not self._given_times and self.mode == "discrete" and self.perturbation in SAMPLERS
+        return "per_sample" if free and is_separable(network) else "in_place"
+
+    def _scale(self, batch: int) -> float:
+        scale = 1.0
+        if self.lr_scale == "mgd":
+            at_once = batch if isinstance(self._estimator, SampleEstimator) else 1
+            scale *= shrinkage(at_once * self.num_perturbations * world_size(), self.num_perturbed)
+        return scale * self.tau_theta if self.normalisation == "sum" else scale
+
+    def _check_reading(self, estimate: Estimate) -> None:
+        if self.on_nonfinite == "raise" and not (estimate.coefficients.sum() + estimate.loss).isfinite():
+            raise FloatingPointError(
+                f"{type(self).__name__}: not finite at update {self._calls}: the cost under a perturbation. The "
+                "weights are untouched. Check the data and the amplitude, lower the learning rate, or go on without "
+                "such steps: on_nonfinite='skip'."
+            )
+        if self._calls or self.engine == "jvp":
+            return
+        assert self._estimator is not None
+        # Once, since it waits for the device.
+        largest = float(estimate.coefficients.abs().max()) * len(estimate.coefficients) / self._estimator.scale
+        rounding = torch.finfo(estimate.loss.dtype).eps * abs(float(estimate.loss))
+        if largest < _LEAST_RATIO * rounding:
+            warnings.warn(
+                f"amplitude={self.amplitude} changes the cost by {largest / rounding:.1f} roundings of "
+                f"{estimate.loss.dtype} only: the gradient drowns in them. Take 1e-3 to 1e-2, or precision='64-true'.",
+                stacklevel=3,
+            )
+
+    def _cost(self, scores: Tensor, target: Tensor) -> Tensor:
+        cost = self.loss_function(scores, target)
+        if cost.numel() != 1:
+            raise ValueError(
+                f"the loss gave a tensor of shape {tuple(cost.shape)}: a cost is one number, take its mean"
+            )
+        return cost.reshape(())
+
+    def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The cost, one number.
+
+        A subclass may override it; of single samples :meth:`sample_costs` then makes batches of one.
+
+        Args:
+            scores: ``(batch, ...)``.
+            target: ``(batch,)``, class numbers, or numbers ``(batch, ...)`` of the scores' shape.
+        """
+        if isinstance(self.loss, nn.Module):
+            found: Tensor = self.loss(scores, target)
+            return found
+        if self.loss == "mse":
+            return F.mse_loss(scores, _values(target, scores))
+        return F.cross_entropy(scores, target)
+
+    def sample_costs(self, scores: Tensor, target: Tensor) -> Tensor:
+        """The cost of each sample ``(batch,)``, of which :meth:`loss_function` is the mean.
+
+        Args:
+            scores: ``(batch, ...)``.
+            target: ``(batch, ...)``.
+        """
+        if type(self).loss_function is not MultiplexedGradientDescent.loss_function or isinstance(self.loss, nn.Module):
+            return torch.vmap(lambda s, t: self._cost(s.unsqueeze(0), t.unsqueeze(0)))(scores, target)
+        if self.loss == "mse":
+            return (scores - _values(target, scores)).square().flatten(1).mean(1)
+        return F.cross_entropy(scores, target, reduction="none")
+
+    # What others may ask
+
+    @property
+    def num_perturbed(self) -> int:
+        """Number of parameters that are perturbed."""
+        return sum(p.numel() for p in self.built_network().parameters() if p.requires_grad)
+
+    @property
+    def reads_in_time_order(self) -> bool:
+        """Whether costs are read one after another; those of single samples are read all at once."""
+        return self._chosen_engine(self.built_network()) != "per_sample"
+
+    # Several processes
+
+    @property
+    def _exchanges_scalars(self) -> bool:
+        """Whether coefficients say everything: errors of activations need inputs, and filters have a past."""
+        return self.perturb == "weights" and self.mode == "discrete"
+
+    @torch.no_grad()
+    def synchronise_gradients(self, num_samples: int, loss: Tensor | None) -> Tensor | None:
+        """Exchange coefficients, a number a perturbation, and rebuild the gradient of all ranks from codes.
+
+        Args:
+            num_samples: Samples behind this rank's gradient.
+            loss: This rank's loss.
+
+        Returns:
+            The loss averaged over ranks.
+        """
+        if not self._exchanges_scalars:
+            return super().synchronise_gradients(num_samples, loss)
+        assert self._estimator is not None
+        gathered = [(call, gather_vectors(vector)) for call, vector in self._pending]
+        self._pending = []
+        sums = torch.stack([row[-2:] for _, rows in gathered for row in rows]).sum(0)
+        for parameter in self.built_network().parameters():
+            parameter.grad = None
+        for call, rows in gathered:
+            for number, row in enumerate(rows):
+                # In the same order everywhere: ranks must not differ by a rounding.
+                self._estimator.add_gradient(row[:-2] / sums[1], Turn(call, number, len(rows)))
+        return sums[0] / sums[1]
+
+    # Exact resume
+
+    def on_fit_start(self) -> None:
+        """Start with the first perturbation, or where the checkpoint left off."""
+        super().on_fit_start()
+        state, self._state = self._state, None
+        self._estimator, self._pending = None, []
+        self._calls = self.cost_evaluations = self.samples_seen = 0
+        self._check_repeats()
+        if state is None:
+            return
+        self._calls = state["calls"]
+        self.cost_evaluations, self.samples_seen = state["cost_evaluations"], state["samples_seen"]
+        ranks = state["ranks"]
+        if len(ranks) != world_size():
+            if any(own["pending"] or own["filters"] for own in ranks):
+                raise MisconfigurationException(
+                    f"the checkpoint is from the middle of an update of {len(ranks)} processes: resume with as many"
+                )
+            return
+        own = ranks[rank()]
+        self._pending = [(call, vector.to(self.device)) for call, vector in own["pending"]]
+        if own["filters"]:
+            self._estimator = self._build_estimator()
+            assert isinstance(self._estimator, AnalogEstimator)
+            self._estimator.time = own["time"]
+            self._estimator.filters = {name: value.to(self.device) for name, value in own["filters"].items()}
+
+    def _check_repeats(self) -> None:
+        needed = max(1, self.tau_x // self.tau_theta) if self.mode == "discrete" else self.tau_x
+        repeats = getattr(getattr(self.trainer, "datamodule", None), "repeat_batches", needed)
+        if repeats != needed:
+            raise MisconfigurationException(
+                f"tau_x={self.tau_x}: a batch stays for {needed} training steps, but comes {repeats} times in a row: "
+                f"set data.repeat_batches={needed}"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the number of the next perturbation, counters, filters, and what waits for its update."""
+        super().on_save_checkpoint(checkpoint)
+        analog = self._estimator if isinstance(self._estimator, AnalogEstimator) else None
+        own = {
+            "pending": [(call, vector.cpu()) for call, vector in self._pending],
+            "time": analog.time if analog else 0,
+            "filters": {name: value.cpu() for name, value in analog.filters.items()} if analog else {},
+        }
+        checkpoint[_STATE_KEY] = {
+            "calls": self._calls,
+            "cost_evaluations": self.cost_evaluations,
+            "samples_seen": self.samples_seen,
+            "ranks": gather_from_ranks(own),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what :meth:`on_save_checkpoint` added for the start of the fit that is resumed."""
+        super().on_load_checkpoint(checkpoint)
+        if self._restored is not None:
+            self._state = checkpoint.get(_STATE_KEY)
+
+
+def _values(target: Tensor, scores: Tensor) -> Tensor:
+    """Targets as numbers of the scores' shape: class numbers become one-hot."""
+    if target.is_floating_point():
+        if target.shape != scores.shape:
+            raise ValueError(
+                f"targets of shape {tuple(target.shape)} do not fit the network's outputs of shape "
+                f"{tuple(scores.shape)}: give them the same"
+            )
+        return target
+    classes = torch.arange(scores.shape[-1], device=target.device)
+    return (target.unsqueeze(-1) == classes).to(scores.dtype)
