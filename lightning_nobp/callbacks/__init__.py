@@ -1,10 +1,12 @@
-"""Lightning callbacks: figures, alignment with backpropagation, layers, summaries, predictions."""
+"""Lightning callbacks: figures, alignment with backpropagation, layers, hardware, summaries, predictions."""
 
 from lightning_nobp.callbacks.depth_curve import DepthCurve
 from lightning_nobp.callbacks.figures import LogFigures
 from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
 from lightning_nobp.callbacks.gradient_alignment import GradientAlignment
+from lightning_nobp.callbacks.hardware_clock import PLATFORMS, HardwareClock, Platform
+from lightning_nobp.callbacks.hardware_noise import HardwareNoise
 from lightning_nobp.callbacks.layer_accuracy import LayerAccuracy
 from lightning_nobp.callbacks.layer_goodness import LayerGoodness
 from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, load_layers
@@ -13,14 +15,18 @@ from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 
 __all__ = [
+    "PLATFORMS",
     "DepthCurve",
     "FilterFigure",
     "FitSummary",
     "GradientAlignment",
+    "HardwareClock",
+    "HardwareNoise",
     "LayerAccuracy",
     "LayerGoodness",
     "LayerwiseCheckpoint",
     "LogFigures",
+    "Platform",
     "PredictionWriter",
     "StopWhenNoGain",
     "load_layers",
