@@ -13,8 +13,8 @@ from toys import backprop, blobs, trainer, weights
 
 from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, PredictionWriter
 from lightning_nobp.datamodules import DigitsDataModule
-from lightning_nobp.nn import ForwardForwardMLP, ResCNet
-from lightning_nobp.rules import Backprop, ResidualCompensation, SymBa
+from lightning_nobp.nn import MLP, ForwardForwardMLP, ResCNet
+from lightning_nobp.rules import Backprop, MultiplexedGradientDescent, ResidualCompensation, SymBa
 
 
 class ShardedBlobs(L.LightningDataModule):
@@ -76,6 +76,31 @@ def train_symba(folder: Path, strategy: str) -> None:
     callbacks = [SaveRank(folder), LayerAccuracy(), LayerGoodness(figure=False)]
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
     trainer(folder, max_epochs=2, callbacks=callbacks, **settings).fit(rule, datamodule=ShardedBlobs())
+
+
+def train_mgd(
+    folder: Path, strategy: str, case: str, save_at: int | None = None, ckpt_path: Path | None = None
+) -> None:
+    """Multiplexed gradient descent on one process or two, with the same perturbations of the same samples."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    window = {"tau_theta": 6, "tau_x": 3} if devices == 1 else {"num_perturbations": 3}
+    options: dict[str, Any] = {
+        "per_sample": {"engine": "per_sample", "num_perturbations": 2},
+        "activations": {"perturb": "activations"},
+        "window": {"engine": "vmap", "lr_scale": "mgd", **window},
+        "accumulated": {"engine": "per_sample", "accumulate_grad_batches": 3},
+    }[case]
+    rule = MultiplexedGradientDescent(
+        network=partial(MLP, hidden_dims=(8,), activation="tanh"),
+        num_classes=3,
+        input_shape=(1, 2, 3),
+        optimizer=partial(torch.optim.SGD, lr=0.05),
+        **options,
+    )
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
+    run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
+    run.fit(rule, datamodule=ShardedBlobs())
 
 
 def fit_closed_form(folder: Path, strategy: str, cache: str) -> None:

@@ -51,7 +51,7 @@ RULES = (
     ),
 )
 
-NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetwork", "ResCNet")
+NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetwork", "ResCNet", "SigmoidMLP")
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (

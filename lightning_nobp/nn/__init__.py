@@ -5,29 +5,46 @@ from lightning_nobp.nn.forward_forward import FFConv2d, FFLayer, FFLinear
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, ForwardForwardMLP
 from lightning_nobp.nn.labelled_input import LabelledInput
-from lightning_nobp.nn.networks import CNN, MLP, PRESETS, NetworkFactory, sequential
+from lightning_nobp.nn.multiplexed import AnalogEstimator, Estimate, Estimator, SampleEstimator, Turn, WindowEstimator
+from lightning_nobp.nn.networks import CNN, MLP, PRESETS, NetworkFactory, SigmoidMLP, TwoClasses, sequential
+from lightning_nobp.nn.parameter_codes import BatchedEngine, ForwardModeEngine, InPlaceEngine, ParameterCodes
 from lightning_nobp.nn.pcanet import HashingNetwork, PCAConv2d, Readout
 from lightning_nobp.nn.residual import Residual
 from lightning_nobp.nn.residual_compensation import CompensationLayer, ResCNet
+from lightning_nobp.nn.sample_codes import ActivationCodes, WeightCodes
 
 __all__ = [
     "CNN",
     "MLP",
     "PRESETS",
+    "ActivationCodes",
+    "AnalogEstimator",
+    "BatchedEngine",
     "CompensationLayer",
+    "Estimate",
+    "Estimator",
     "FFConv2d",
     "FFLayer",
     "FFLinear",
     "ForwardForwardCNN",
     "ForwardForwardMLP",
     "ForwardForwardNetwork",
+    "ForwardModeEngine",
     "HashingNetwork",
+    "InPlaceEngine",
     "LabelledInput",
     "NetworkFactory",
     "PCAConv2d",
+    "ParameterCodes",
     "Readout",
     "ResCNet",
     "Residual",
+    "SampleEstimator",
+    "SigmoidMLP",
+    "Turn",
+    "TwoClasses",
+    "WeightCodes",
+    "WindowEstimator",
     "accumulate_grad",
     "check_supported",
     "register_vjp",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional import backprop as formulas
+from lightning_nobp.nn.networks import TwoClasses
 from lightning_nobp.nn.residual import Residual
 
 Pullback = Callable[[Tensor], Tensor | None]
@@ -333,6 +334,11 @@ def _sigmoid(layer: nn.Sigmoid, x: Tensor, needs_input_grad: bool) -> tuple[Tens
 def _tanh(layer: nn.Tanh, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     y = layer(x)
     return y, lambda grad: formulas.tanh_vjp(grad, y)
+
+
+@register_vjp(TwoClasses)
+def _two_classes(layer: TwoClasses, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    return layer(x), lambda grad: grad[:, 1:] - grad[:, :1]
 
 
 @register_vjp(nn.GELU)

@@ -123,7 +123,7 @@ class WindowEstimator(Estimator):
             differences = hook(differences)
         # Every slot counts by its samples.
         held = sizes[window.slot[window.reading]]
-        weights = held * (window.num_slots / len(x) / len(differences))
+        weights = held.to(differences.dtype) * (window.num_slots / len(x) / len(differences))
         coefficients = differences.new_zeros(len(steps)).index_add_(0, window.reading, differences * weights)
         return Estimate(coefficients * self.scale, (costs * weights).sum(), self._evaluations(held, len(x)))
 

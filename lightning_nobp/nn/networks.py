@@ -1,14 +1,16 @@
 """Small networks to start from, and what a rule accepts as a network.
 
-Both presets are plain ``nn.Sequential``, so every rule that walks through layers can take them. They keep their
+The presets are plain ``nn.Sequential``, so every rule that walks through layers can take them. They keep their
 constructor's arguments as attributes, which lets a checkpoint say how to build them again.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 NetworkFactory = Callable[[Sequence[int], int], nn.Module]
 """Called with the input shape ``(channels, height, width)`` and the number of classes."""
@@ -129,6 +131,51 @@ class CNN(_Preset):
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.channels, self.hidden_dim, self.activation = tuple(channels), hidden_dim, activation
         self.batch_norm, self.dropout = batch_norm, dropout
+
+
+class TwoClasses(nn.Module):
+    """Scores of two classes from one output ``y`` between 0 and 1: ``(1 - y, y)``.
+
+    The mean squared error of the scores against one-hot targets is that of the output against the class number.
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Scores ``(batch, 2)`` of outputs ``(batch, 1)``."""
+        return torch.cat([1 - y, y], dim=-1)
+
+
+class SigmoidMLP(_Preset):
+    """A perceptron of sigmoid units throughout, its outputs too, as small hardware has; one output for two classes.
+
+    Args:
+        input_shape: Shape of one sample.
+        num_classes: Number of scores.
+        hidden_dims: Width of each hidden layer.
+        init_range: Weights and biases start uniform between minus this and this; None for torch's own start.
+
+    Raises:
+        ValueError: ``init_range`` is not positive.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden_dims: Sequence[int] = (4,),
+        init_range: float | None = None,
+    ) -> None:
+        if init_range is not None and not init_range > 0:
+            raise ValueError(f"init_range={init_range} must be positive, or None for torch's own start")
+        widths = [math.prod(input_shape), *hidden_dims, 1 if num_classes == 2 else num_classes]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.Sigmoid()]
+        super().__init__(*layers, *([TwoClasses()] if num_classes == 2 else []))
+        self.input_shape, self.num_classes = tuple(input_shape), num_classes
+        self.hidden_dims, self.init_range = tuple(hidden_dims), init_range
+        if init_range is not None:
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -init_range, init_range)
 
 
 PRESETS: dict[str, NetworkFactory] = {"mlp": MLP, "cnn": CNN}

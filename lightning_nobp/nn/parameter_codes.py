@@ -77,7 +77,8 @@ class ParameterCodes:
 
     def perturbation(self, steps: Tensor, names: Sequence[str]) -> Tensor:
         """Codes ``(steps, entries)`` of neighbouring parameters in a row, times amplitude."""
-        codes, scales = self.codes(steps, names), {self.amplitudes[name] for name in names}
+        dtype, scales = self.parameters[names[0]].dtype, {self.amplitudes[name] for name in names}
+        codes = self.codes(steps, names).to(dtype)
         if len(scales) == 1:
             return codes.mul_(scales.pop())
         for name, piece in zip(names, torch.split(codes, self._sizes(names), dim=1), strict=True):

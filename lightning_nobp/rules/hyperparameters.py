@@ -198,7 +198,8 @@ def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
     cls = type(module)
     arguments = {}
     for name, parameter in inspect.signature(cls).parameters.items():
-        if name in ("device", "dtype", "self"):
+        # The last two are what `reduction` of torch's losses was once called.
+        if name in ("device", "dtype", "self", "size_average", "reduce"):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             return None

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.functional.multiplexing import schedule, shrinkage
+from lightning_nobp.functional.multiplexing import check_time_constants, schedule, shrinkage
 from lightning_nobp.functional.perturbation import CODES
 from lightning_nobp.nn.multiplexed import (
     AnalogEstimator,
@@ -112,7 +112,7 @@ class MultiplexedGradientDescent(ClassificationRule):
     def __init__(
         self,
         *,
-        loss: Literal["cross_entropy", "mse"] | nn.Module = "cross_entropy",
+        loss: nn.Module | str = "cross_entropy",
         task: Literal["classification", "regression"] = "classification",
         perturbation: Literal["rademacher", "walsh", "coordinate", "sinusoidal", "gaussian"] = "rademacher",
         amplitude: float | dict[str, float] = 2**-8,
@@ -132,16 +132,19 @@ class MultiplexedGradientDescent(ClassificationRule):
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        self.loss, self.task = loss, task
+        self.task = task
         self.perturbation, self.amplitude, self.period, self.seed = perturbation, amplitude, period, seed
         self.difference, self.perturb, self.mode, self.engine = difference, perturb, mode, engine
         self.normalisation, self.lr_scale, self.tau_hp = normalisation, lr_scale, tau_hp
-        self._check_choices()
+        self._check_choices(loss)
         self._given_times = tau_theta is not None or tau_x is not None or tau_p != 1
         self.tau_p = tau_p
         self.tau_theta = self._window(num_perturbations, tau_p, tau_theta)
         self.tau_x = self.tau_theta if tau_x is None else tau_x
-        self._schedule = schedule(self.tau_p, self.tau_theta, self.tau_x)
+        check_time_constants(tau_p=self.tau_p, tau_theta=self.tau_theta, tau_x=self.tau_x)
+        # Of the analog form a batch is one time step, and nothing ends.
+        discrete = mode == "discrete"
+        self._schedule = schedule(self.tau_p, self.tau_theta, self.tau_x) if discrete else schedule(1, 1, 1)
         self.num_perturbations = self.tau_theta // self.tau_p
         self._check_combinations()
         self.cost_hooks: list[Hook] = []
@@ -149,6 +152,8 @@ class MultiplexedGradientDescent(ClassificationRule):
         self.difference_hooks: list[Hook] = []
         """Each is called with the cost differences ``(time_steps,)`` in order of time."""
         super().__init__(optimizer=optimizer, **kwargs)
+        # Behind the base's constructor: it may be a module, which the base then owns.
+        self.loss = loss
         self.cost_evaluations = 0
         """Samples whose cost was read, over all ranks."""
         self.samples_seen = 0
@@ -160,14 +165,14 @@ class MultiplexedGradientDescent(ClassificationRule):
 
     # At the door
 
-    def _check_choices(self) -> None:
+    def _check_choices(self, loss: str | nn.Module) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-        if not (isinstance(self.loss, nn.Module) or self.loss in ("cross_entropy", "mse")):
-            raise ValueError(f"loss={self.loss!r} is not 'cross_entropy', 'mse' or a module that gives one number")
-        if self.task == "regression" and self.loss == "cross_entropy":
+        if not (isinstance(loss, nn.Module) or loss in ("cross_entropy", "mse")):
+            raise ValueError(f"loss={loss!r} is not 'cross_entropy', 'mse' or a module that gives one number")
+        if self.task == "regression" and loss == "cross_entropy":
             raise ValueError(
                 "loss='cross_entropy' is for class numbers: task='regression' needs loss='mse' or a module"
             )
@@ -208,6 +213,10 @@ class MultiplexedGradientDescent(ClassificationRule):
             )
         if self.mode == "analog" and self.engine == "jvp":
             raise ValueError("engine='jvp' has no cost to filter: mode='analog' needs 'vmap' or 'in_place'")
+        if self.mode == "analog" and self.tau_x < 2:
+            raise ValueError(
+                f"tau_x={self.tau_x}: the high-pass filter of mode='analog' must see a sample twice at least"
+            )
         if self.mode == "analog" and self.difference == "one_sided":
             raise ValueError("difference='one_sided' is of the discrete mode: mode='analog' has its high-pass filter")
         if self.lr_scale == "mgd" and (self.perturb == "activations" or self.perturbation not in SAMPLERS):

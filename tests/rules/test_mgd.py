@@ -1,0 +1,616 @@
+"""Multiplexed gradient descent: its special cases, what it never does, resume, processes, and what it refuses."""
+
+import copy
+import pickle
+import warnings
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from ddp_training import load, train_mgd
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from toys import blobs, loader, trainer, weights
+
+from lightning_nobp.callbacks import GradientAlignment
+from lightning_nobp.cli.export import export
+from lightning_nobp.datamodules import DigitsDataModule, XORDataModule
+from lightning_nobp.functional.perturbation import perturbation_codes
+from lightning_nobp.nn import CNN, MLP, SigmoidMLP
+from lightning_nobp.rules import MultiplexedGradientDescent
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def build(double=True, **kwargs):
+    """A small rule for the blobs, the same weights at every call."""
+    torch.manual_seed(0)
+    defaults = {
+        "network": partial(MLP, hidden_dims=(5,), activation="tanh"),
+        "num_classes": 3,
+        "input_shape": (1, 2, 3),
+        "optimizer": SGD,
+    }
+    rule = MultiplexedGradientDescent(**defaults | kwargs)
+    return rule.double() if double else rule
+
+
+def batch(count=12):
+    x, y = blobs(count).tensors
+    return x.double(), y
+
+
+def gradient(rule, samples):
+    rule.zero_grad()
+    rule.compute_gradients(samples)
+    return torch.cat([p.grad.flatten() for p in rule.parameters()])
+
+
+def autograd(rule, samples):
+    found = torch.autograd.grad(rule.global_loss(samples), list(rule.parameters()))
+    return torch.cat([g.flatten() for g in found])
+
+
+def distance(found, true):
+    return float((found - true).norm() / true.norm())
+
+
+SIZE = 6 * 5 + 5 + 5 * 3 + 3
+
+
+# Special cases
+
+
+@pytest.mark.parametrize("difference", ["central", "one_sided"])
+def test_one_parameter_at_a_time_is_finite_differences(difference):
+    rule = build(perturbation="coordinate", num_perturbations=SIZE, amplitude=1e-3, difference=difference)
+    found, expected = gradient(rule, batch()), []
+    for parameter in rule.parameters():
+        for number in range(parameter.numel()):
+            costs = {}
+            for sign in (1, -1, 0):
+                twin = copy.deepcopy(rule)
+                other = dict(twin.named_parameters())[next(n for n, p in rule.named_parameters() if p is parameter)]
+                other.data.view(-1)[number] += sign * 1e-3
+                costs[sign] = twin.global_loss(batch()).item()
+            slope = (costs[1] - costs[-1]) / 2e-3 if difference == "central" else (costs[1] - costs[0]) / 1e-3
+            expected.append(slope)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("perturbation", ["coordinate", "walsh", "sinusoidal"])
+def test_a_whole_period_is_the_gradient_up_to_the_square_of_the_amplitude(perturbation):
+    period = {"coordinate": SIZE, "walsh": 64, "sinusoidal": 128}[perturbation]
+    errors = []
+    for amplitude in (0.1, 0.01):
+        rule = build(perturbation=perturbation, num_perturbations=period, amplitude=amplitude)
+        errors.append(distance(gradient(rule, batch()), autograd(rule, batch())))
+    assert errors[1] < 1e-3
+    assert 50 < errors[0] / errors[1] < 200
+
+
+def test_one_sided_walsh_codes_are_right_to_first_order_and_to_second_with_turned_signs():
+    errors = {}
+    for periods in (1, 2):
+        for amplitude in (0.1, 0.01):
+            rule = build(
+                perturbation="walsh", num_perturbations=64 * periods, amplitude=amplitude, difference="one_sided"
+            )
+            errors[periods, amplitude] = distance(gradient(rule, batch()), autograd(rule, batch()))
+    assert 5 < errors[1, 0.1] / errors[1, 0.01] < 20
+    assert 50 < errors[2, 0.1] / errors[2, 0.01] < 200
+    assert errors[2, 0.01] < errors[1, 0.01] / 10
+
+
+def test_the_constant_row_of_a_hadamard_matrix_would_spoil_the_gradient(monkeypatch):
+    """With one-sided differences, whatever the amplitude."""
+
+    def with_constant_row(kind, seed, steps, size, *, start=0, stop=None, period=None):
+        codes = perturbation_codes(kind, seed, steps, size, start=start, stop=stop, period=period)
+        codes[:, 0] = 1
+        return codes
+
+    monkeypatch.setattr("lightning_nobp.nn.parameter_codes.perturbation_codes", with_constant_row)
+    for amplitude in (0.1, 0.01, 0.001):
+        rule = build(perturbation="walsh", num_perturbations=64, amplitude=amplitude, difference="one_sided")
+        # The mean curvature lands on the parameter with the constant code: amplitude times the trace of the Hessian.
+        assert distance(gradient(rule, batch()), autograd(rule, batch())) > amplitude / 10
+
+
+def test_the_limit_without_amplitude_is_the_forward_gradient():
+    rule = build(perturbation="walsh", num_perturbations=64, engine="jvp")
+    torch.testing.assert_close(gradient(rule, batch()), autograd(rule, batch()), atol=1e-12, rtol=0)
+
+
+def test_all_time_constants_one_is_the_textbook_spsa_update():
+    rule = build(tau_p=1, tau_theta=1, tau_x=1, amplitude=0.01, engine="in_place")
+    optimizer = rule.configure_optimizers()
+    expected = weights(rule)
+    for number in range(5):
+        sample = tuple(t[number : number + 1] for t in batch())
+        optimizer.zero_grad()
+        rule.compute_gradients(sample)
+        optimizer.step()
+        delta = perturbation_codes("rademacher", 0, torch.tensor([number]), SIZE)[0].double()
+        costs = []
+        for sign in (1, -1):
+            twin = copy.deepcopy(rule)
+            nn.utils.vector_to_parameters(expected + sign * 0.01 * delta, twin.parameters())
+            costs.append(twin.global_loss(sample).detach())
+        expected = expected - 0.1 * (costs[0] - costs[1]) / (2 * 0.01 * delta)
+        torch.testing.assert_close(weights(rule), expected, atol=1e-12, rtol=0)
+
+
+def test_windows_of_whole_periods_make_batch_and_stochastic_descent():
+    """tau_theta / tau_x samples behind an update: all of them, or one."""
+    samples = batch(4)
+    settings = {"perturbation": "walsh", "amplitude": 1e-4, "tau_x": 64}
+    whole = build(tau_theta=4 * 64, **settings)
+    torch.testing.assert_close(gradient(whole, samples), autograd(whole, samples), atol=1e-7, rtol=1e-5)
+    single = build(tau_theta=64, **settings)
+    sample = tuple(t[1:2] for t in samples)
+    torch.testing.assert_close(gradient(single, sample), autograd(single, sample), atol=1e-7, rtol=1e-5)
+
+
+def test_the_sum_over_time_is_the_paper_s_normalisation():
+    options = {"num_perturbations": 10, "engine": "vmap"}
+    mean, total = build(**options), build(normalisation="sum", **options)
+    torch.testing.assert_close(gradient(total, batch()), 10 * gradient(mean, batch()))
+
+
+def test_the_scale_of_the_law_makes_the_estimate_as_near_as_can_be():
+    plain, scaled = build(num_perturbations=20), build(num_perturbations=20, lr_scale="mgd")
+    true = autograd(plain, batch())
+    near, far = 0.0, 0.0
+    for _ in range(40):
+        estimate = gradient(scaled, batch())
+        unscaled = gradient(plain, batch())
+        torch.testing.assert_close(estimate, unscaled * 20 / (20 + SIZE - 1))
+        near += float((estimate - true).square().sum())
+        far += float((unscaled - true).square().sum())
+    assert near < true.square().sum() * 40 < far
+
+
+def test_successive_calls_use_successive_perturbations():
+    rule = build(num_perturbations=32)
+    halves = [gradient(rule, batch()) for _ in range(2)]
+    torch.testing.assert_close(sum(halves) / 2, gradient(build(num_perturbations=64), batch()))
+    assert not torch.allclose(halves[0], halves[1])
+
+
+@pytest.mark.parametrize("engine", ["vmap", "in_place"])
+@pytest.mark.parametrize("options", [{}, {"difference": "one_sided"}, {"tau_p": 2, "tau_theta": 8, "tau_x": 2}])
+@pytest.mark.parametrize("double", [True, False])
+def test_engines_agree(engine, options, double):
+    x, y = batch()
+    samples = (x if double else x.float(), y)
+    if "tau_theta" not in options:
+        options = options | {"num_perturbations": 7}
+    found = gradient(build(double, engine=engine, **options), samples)
+    other = gradient(build(double, engine="in_place" if engine == "vmap" else "vmap", **options), samples)
+    tolerance = 1e-11 if double else 2e-4  # of differences of costs in float32, divided by the amplitude
+    torch.testing.assert_close(found, other, atol=tolerance, rtol=0)
+
+
+def test_a_step_of_zero_leaves_the_parameters_bit_for_bit():
+    rule = build(double=False, engine="in_place", num_perturbations=3, optimizer=partial(torch.optim.SGD, lr=0.0))
+    before, optimizer = weights(rule), rule.configure_optimizers()
+    for _ in range(20):
+        optimizer.zero_grad()
+        rule.compute_gradients(blobs(8).tensors)
+        optimizer.step()
+    assert torch.equal(weights(rule), before)
+
+
+# What it never does
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": "per_sample"},
+        {"engine": "vmap"},
+        {"engine": "in_place"},
+        {"engine": "jvp"},
+        {"perturb": "activations"},
+        {"mode": "analog", "tau_x": 2},
+    ],
+)
+def test_no_autograd_graph_is_built_and_no_backward_asked_for(options):
+    class OneWay(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            assert not torch.is_grad_enabled()
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise AssertionError("backward was called")
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return tangent.clone()
+
+    class NoWayBack(nn.Module):
+        def forward(self, x):
+            assert not torch.is_grad_enabled()
+            return x if options.get("engine") == "jvp" else OneWay.apply(x)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), NoWayBack(), nn.Linear(4, 3))
+    rule = build(network=network, **options)
+    values = rule.compute_gradients(batch())
+    assert not values["loss"].requires_grad
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in rule.parameters())
+    assert all(p.grad.grad_fn is None for p in rule.parameters())
+
+
+def test_auto_takes_the_engine_for_the_size():
+    small, large = build(), build(network=partial(MLP, hidden_dims=(900,)))
+    assert small._chosen_engine(small.network) == "vmap"
+    assert large._chosen_engine(large.network) == "per_sample"
+    assert large.num_perturbed == 6 * 900 + 900 + 900 * 3 + 3
+    for options in (
+        {"perturbation": "walsh"},
+        {"tau_theta": 4, "tau_x": 2},
+        {"mode": "analog", "tau_x": 2},
+        {"network": nn.Sequential(nn.Flatten(), nn.Linear(6, 900), nn.LayerNorm(900), nn.Linear(900, 3))},
+    ):
+        other = build(**{"network": partial(MLP, hidden_dims=(900,))} | options)
+        assert other._chosen_engine(other.network) == "in_place"
+        assert other.reads_in_time_order
+
+
+def test_convolutions_too(tmp_path):
+    network = partial(CNN, channels=(4,), hidden_dim=8)
+    rule = MultiplexedGradientDescent(
+        network=network, engine="per_sample", optimizer=partial(torch.optim.Adam, lr=1e-2)
+    )
+    trainer(tmp_path, limit_train_batches=4).fit(rule, datamodule=DigitsDataModule())
+    assert rule.samples_seen == 4 * 128
+    assert rule.cost_evaluations == 2 * 4 * 128
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ({"engine": "per_sample", "num_perturbations": 4}, 0.9),
+        ({"num_perturbations": 16}, 0.9),
+        ({"perturb": "activations"}, 0.9),
+        ({"loss": "mse", "num_perturbations": 16}, 0.9),
+        ({"loss": nn.MultiMarginLoss(), "num_perturbations": 16}, 0.9),
+        ({"perturbation": "gaussian", "num_perturbations": 16}, 0.9),
+        ({"engine": "jvp", "num_perturbations": 16}, 0.9),
+    ],
+)
+def test_it_learns(tmp_path, options, least):
+    rule = build(double=False, **options | {"optimizer": partial(torch.optim.Adam, lr=0.02)})
+    fit = trainer(tmp_path, max_epochs=25)
+    fit.fit(rule, loader(), loader())
+    assert fit.callback_metrics["val/accuracy"] >= least
+    assert fit.global_step == 25 * 6
+
+
+def test_the_analog_form_learns_xor(tmp_path):
+    torch.manual_seed(1)
+    rule = MultiplexedGradientDescent(
+        network=partial(SigmoidMLP, hidden_dims=(3,), init_range=0.5),
+        loss="mse",
+        mode="analog",
+        perturbation="sinusoidal",
+        amplitude=0.05,
+        tau_theta=40,
+        tau_x=500,
+        tau_hp=20.0,
+        optimizer=partial(torch.optim.Adam, lr=0.02),
+    )
+    fit = trainer(tmp_path, max_epochs=1)
+    # The whole truth table is one input.
+    fit.fit(rule, datamodule=XORDataModule(batch_size=4, repeats=12, shuffle=False, repeat_batches=500))
+    assert fit.callback_metrics["val/loss"] < 0.1
+
+
+def test_regression_learns_a_line(tmp_path):
+    x = torch.randn(64, 2)
+    data = DataLoader(TensorDataset(x, x @ torch.tensor([[1.0], [-2.0]]) + 0.5), batch_size=16)
+    rule = MultiplexedGradientDescent(
+        network=nn.Linear(2, 1),
+        task="regression",
+        loss="mse",
+        num_perturbations=8,
+        optimizer=partial(torch.optim.Adam, lr=0.1),
+    )
+    fit = trainer(tmp_path, max_epochs=60)
+    fit.fit(rule, data, data)
+    assert fit.callback_metrics["val/loss"] < 1e-2
+    assert "val/accuracy" not in fit.callback_metrics
+    torch.testing.assert_close(rule.network.weight, torch.tensor([[1.0, -2.0]]), atol=0.1, rtol=0)
+    assert fit.predict(rule, data)[0].shape == (16, 1)
+
+
+@pytest.mark.parametrize("loss", ["mse", nn.SmoothL1Loss(), "cross_entropy"])
+def test_the_mean_cost_of_single_samples_is_the_cost(loss):
+    rule = build(loss=loss)
+    scores, target = torch.randn(7, 3, dtype=torch.float64), torch.arange(7) % 3
+    if isinstance(loss, nn.Module):
+        target = torch.randn(7, 3, dtype=torch.float64)
+    torch.testing.assert_close(rule.sample_costs(scores, target).mean(), rule.loss_function(scores, target))
+
+
+def test_a_cost_of_ones_own():
+    class Hinge(MultiplexedGradientDescent):
+        def loss_function(self, scores, target):
+            return F.multi_margin_loss(scores, target)
+
+    torch.manual_seed(0)
+    for options in ({"engine": "per_sample"}, {"engine": "vmap", "num_perturbations": 200}):
+        rule = Hinge(network=nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), num_classes=3, **options).double()
+        estimates = torch.stack([gradient(rule, batch()) for _ in range(300)])
+        error = (estimates.mean(0) - autograd(rule, batch())) / (estimates.std(0) / 300**0.5)
+        assert error.abs().max() < 4.5
+
+
+def test_one_output_for_two_classes():
+    network = SigmoidMLP((1, 1, 2), 2, hidden_dims=(2,))
+    assert sum(p.numel() for p in network.parameters()) == 9
+    x, y = torch.rand(4, 2), torch.tensor([0, 1, 1, 0])
+    scores = network(x)
+    rule = MultiplexedGradientDescent(network=network, num_classes=2, loss="mse")
+    torch.testing.assert_close(rule.loss_function(scores, y), (scores[:, 1] - y).square().mean())
+    with pytest.raises(ValueError, match="init_range=-1 must be positive"):
+        SigmoidMLP((2,), 2, init_range=-1)
+
+
+def test_measuring_the_alignment_changes_nothing_and_finds_the_law(tmp_path):
+    found = []
+    for callbacks in ([], [GradientAlignment(every_n_steps=1)]):
+        rule = build(double=False, num_perturbations=16 * (SIZE - 1), amplitude=1e-2)
+        trainer(tmp_path, callbacks=callbacks).fit(rule, loader())
+        found.append(weights(rule))
+    assert torch.equal(*found)
+    assert callbacks[0].mean_cosine == pytest.approx((16 / 17) ** 0.5, abs=0.02)
+
+
+# Resume and processes
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": "per_sample"},
+        {"num_perturbations": 3, "accumulate_grad_batches": 2},
+        {"mode": "analog", "tau_x": 3, "tau_theta": 4, "tau_p": 2},
+    ],
+)
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, options, at):
+    def run(ckpt_path=None):
+        settings = {"num_classes": None, "input_shape": None, "optimizer": partial(torch.optim.Adam, lr=0.01)}
+        rule = build(double=False, **options | settings)
+        saved = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        fit = trainer(tmp_path, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
+        data = DigitsDataModule(subset=200, val_size=40, batch_size=32, repeat_batches=options.get("tau_x", 1))
+        fit.fit(rule, datamodule=data, ckpt_path=ckpt_path)
+        return weights(rule), rule.cost_evaluations, rule.samples_seen
+
+    whole, resumed = run(), run(tmp_path / f"step={at}.ckpt")
+    assert torch.equal(whole[0], resumed[0])
+    assert whole[1:] == resumed[1:]
+
+
+def test_a_second_fit_starts_with_the_first_perturbation(tmp_path):
+    rule = build(double=False)
+    start = copy.deepcopy(rule.state_dict())
+    found = []
+    for _ in range(2):
+        rule.load_state_dict(start)
+        trainer(tmp_path).fit(rule, loader())
+        found.append(weights(rule))
+    assert torch.equal(*found)
+    assert rule.samples_seen == 96
+
+
+@pytest.mark.parametrize("case", ["per_sample", "activations", "window", "accumulated"])
+def test_two_processes_equal_one_with_the_same_perturbations(tmp_path, case):
+    train_mgd(tmp_path, "auto", case)
+    train_mgd(tmp_path, "ddp_spawn", case)
+    single, ranks = load(tmp_path, 0, 1), [load(tmp_path, rank, 2) for rank in (0, 1)]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    torch.testing.assert_close(ranks[0]["weights"], single["weights"], rtol=0, atol=1e-6)
+    assert ranks[0]["steps"] == single["steps"]
+    for name in ("train/loss_epoch", "val/loss", "val/accuracy"):
+        assert ranks[0]["metrics"][name] == pytest.approx(single["metrics"][name], rel=1e-5)
+
+
+def test_processes_send_a_few_numbers_whatever_the_number_of_parameters(monkeypatch):
+    sent = []
+    monkeypatch.setattr("lightning_nobp.rules.mgd.world_size", lambda: 2)
+    monkeypatch.setattr(
+        "lightning_nobp.rules.mgd.gather_vectors", lambda vector: [sent.append(vector.numel()) or vector] * 2
+    )
+    for width in (5, 500):
+        rule = build(network=partial(MLP, hidden_dims=(width,)), engine="in_place", num_perturbations=3)
+        values = rule.compute_gradients(batch())
+        assert values["bytes_sent"] == 8 * (3 + 2) + 8
+        rule.synchronise_gradients(12, values["loss"])
+    assert sent == [5, 5]
+
+
+def test_a_checkpoint_builds_the_rule_again(tmp_path):
+    for options in (
+        {"loss": nn.MultiMarginLoss(), "amplitude": {"*.bias": 0.01, "*": 0.004}},
+        {"tau_theta": 4, "tau_x": 2},
+        {"num_perturbations": 3, "perturbation": "walsh", "period": 128},
+    ):
+        rule = build(double=False, **options)
+        fit = trainer(tmp_path)
+        fit.fit(rule, loader())
+        fit.save_checkpoint(tmp_path / "net.ckpt")
+        again = MultiplexedGradientDescent.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+        assert torch.equal(weights(again), weights(rule))
+        for name in ("amplitude", "tau_theta", "tau_x", "period", "num_perturbations"):
+            assert getattr(again, name) == getattr(rule, name)
+        assert repr(again.loss) == repr(rule.loss)
+
+
+def test_export(tmp_path):
+    rule = build(double=False, network=partial(SigmoidMLP, hidden_dims=(4,)))
+    trainer(tmp_path).fit(rule, loader())
+    fit = trainer(tmp_path)
+    fit.strategy.connect(rule)
+    fit.save_checkpoint(tmp_path / "net.ckpt")
+    export(tmp_path / "net.ckpt", tmp_path / "net.pt2")
+    x = blobs(7).tensors[0]
+    exported = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(exported(x), rule(x))
+
+
+def test_a_rule_that_has_begun_travels_to_other_processes():
+    rule = build()
+    rule.compute_gradients(batch())
+    for twin in (copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))):
+        rule.zero_grad()
+        assert torch.equal(gradient(twin, batch()), gradient(copy.deepcopy(rule), batch()))
+
+
+# At the door
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"perturbation": "hadamard"}, "perturbation='hadamard' is not one of 'coordinate'"),
+        ({"engine": "gpu"}, "engine='gpu' is not one of"),
+        ({"loss": "hinge"}, "loss='hinge' is not 'cross_entropy', 'mse' or a module"),
+        ({"amplitude": 0.0}, "amplitude=0.0 must be positive"),
+        ({"amplitude": {"*": -1.0}}, "must be positive"),
+        ({"num_perturbations": 0}, "num_perturbations=0 must be a positive whole number"),
+        ({"tau_p": 0}, "tau_p=0 must be a positive whole number"),
+        ({"tau_p": 2, "tau_theta": 5}, "tau_theta=5 is no multiple of tau_p=2"),
+        ({"tau_theta": 4, "tau_x": 3}, "one must be a multiple of the other"),
+        ({"tau_theta": 4, "num_perturbations": 3}, "num_perturbations=3 .* are not tau_theta=4"),
+        ({"tau_hp": 0.0}, "tau_hp=0.0 must be a positive number"),
+        ({"engine": "per_sample", "perturbation": "walsh"}, "perturbation='walsh' cannot be given to every sample"),
+        ({"perturb": "activations", "engine": "vmap"}, "engine='vmap' perturbs weights"),
+        ({"engine": "per_sample", "tau_x": 2, "tau_theta": 4}, "times of one device"),
+        ({"engine": "per_sample", "mode": "analog"}, "times of one device"),
+        ({"engine": "jvp", "mode": "analog", "tau_x": 2}, "no cost to filter"),
+        ({"mode": "analog", "tau_x": 2, "difference": "one_sided"}, "its high-pass filter"),
+        ({"mode": "analog"}, "tau_x=1: the high-pass filter of mode='analog' must see a sample twice"),
+        ({"lr_scale": "mgd", "perturbation": "walsh"}, "a law of random codes"),
+        ({"task": "regression"}, "is for class numbers"),
+        ({"normalisation": "median"}, "normalisation='median'"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_a_period_that_is_too_short_is_refused_with_the_first_batch():
+    with pytest.raises(ValueError, match=r"period=32 cannot tell 53 parameters apart by walsh codes: .* at least 64"):
+        build(perturbation="walsh", period=32).compute_gradients(batch())
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm1d(4), r"layer '2' is a BatchNorm1d in training mode.*\.eval\(\)"),
+        (nn.Dropout(0.1), r"layer '2' is a Dropout: .*\.eval\(\)"),
+    ],
+)
+def test_layers_of_chance_are_refused_unless_switched_off(tmp_path, layer, message):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), layer, nn.Linear(4, 3))
+    with pytest.raises(TypeError, match=message):
+        build(network=network)
+    layer.eval().requires_grad_(False)
+    rule = build(double=False, network=network)
+    trainer(tmp_path).fit(rule, loader())
+    assert not layer.training
+
+
+def test_an_amplitude_that_drowns_in_rounding_is_told_with_the_ratio():
+    x, y = batch()
+    rule = build(double=False, amplitude=1e-7, num_perturbations=8)
+    with pytest.warns(
+        UserWarning, match=r"amplitude=1e-07 changes the cost by \d+\.\d roundings of torch.float32 only"
+    ):
+        rule.compute_gradients((x.float(), y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rule.compute_gradients((x.float(), y))
+        build(double=False, num_perturbations=8).compute_gradients((x.float(), y))
+
+
+def test_a_cost_that_is_no_number_is_named():
+    rule = build(loss=nn.CrossEntropyLoss(reduction="none"), num_perturbations=2)
+    with pytest.raises(ValueError, match=r"shape \(12,\): a cost is one number, take its mean"):
+        rule.compute_gradients(batch())
+
+
+@pytest.mark.parametrize("engine", ["per_sample", "vmap", "in_place"])
+def test_a_cost_that_is_not_finite_is_named_and_may_be_skipped(tmp_path, engine):
+    x, y = batch()
+    x[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"not finite at update 0: the cost under a perturbation.*skip"):
+        build(engine=engine).compute_gradients((x, y))
+    rule = build(engine=engine, on_nonfinite="skip")
+    before = weights(rule)
+    data = DataLoader(TensorDataset(x, y), batch_size=12)
+    fit = trainer(tmp_path, precision="64-true")
+    fit.fit(rule, data)
+    assert torch.equal(weights(rule), before)
+    assert fit.callback_metrics["train/skipped_steps"] == 1
+
+
+def test_a_batch_smaller_than_its_window_is_refused(tmp_path):
+    rule = build(double=False, tau_theta=32, tau_x=1)
+    with pytest.raises(ValueError, match="a batch of 16 samples does not fill a window of tau_theta / tau_x = 32"):
+        trainer(tmp_path).fit(rule, loader())
+
+
+def test_a_sample_longer_than_the_window_must_come_again(tmp_path):
+    with pytest.warns(UserWarning, match="tau_x=4 is longer than tau_theta=2"):
+        rule = MultiplexedGradientDescent(network=SigmoidMLP, loss="mse", tau_theta=2, tau_x=4)
+    with pytest.raises(MisconfigurationException, match=r"comes 1 times in a row: set data.repeat_batches=2"):
+        trainer(tmp_path).fit(rule, datamodule=XORDataModule(repeats=1))
+    trainer(tmp_path).fit(rule, datamodule=XORDataModule(repeats=1, repeat_batches=2))
+
+
+def test_targets_that_do_not_fit_are_named(tmp_path):
+    x = torch.randn(8, 2)
+    rule = MultiplexedGradientDescent(network=nn.Linear(2, 1), task="regression", loss="mse")
+    with pytest.raises(ValueError, match=r"targets of shape \(8,\) do not fit the network's outputs of shape \(8, 1\)"):
+        rule.compute_gradients((x, torch.randn(8)))
+    with pytest.raises(ValueError, match="are no values: give floating point numbers"):
+        trainer(tmp_path).fit(rule, DataLoader(TensorDataset(x, torch.arange(8)), batch_size=8))
+    with pytest.raises(ValueError, match="without classes its outputs are not known"):
+        MultiplexedGradientDescent(network="mlp", task="regression", loss="mse", input_shape=(2,))
+
+
+def test_precisions(tmp_path):
+    with pytest.raises(MisconfigurationException, match="supports 32-true, 64-true"):
+        trainer(tmp_path, precision="bf16-mixed").fit(build(double=False), loader())
+    fit = trainer(tmp_path, precision="64-true")
+    fit.fit(build(double=False), loader())
+    assert next(fit.lightning_module.parameters()).dtype == torch.float64
+
+
+def test_data_modules_give_the_shape(tmp_path):
+    L.seed_everything(0, verbose=False)
+    rule = MultiplexedGradientDescent(network=partial(SigmoidMLP, hidden_dims=(2,)), loss="mse")
+    trainer(tmp_path).fit(rule, datamodule=XORDataModule(batch_size=4))
+    assert rule.num_perturbed == 9
+    assert rule.samples_seen == 400
