@@ -26,6 +26,13 @@ class Run(NamedTuple):
     recipe: str
     seed: int
     folder: Path
+    change: str = ""
+    """``KEY=VALUE``, one of those that are tried."""
+
+    @property
+    def label(self) -> str:
+        """Name of the recipe, and what is changed in it."""
+        return f"{self.recipe}, {self.change.rpartition('.')[2]}" if self.change else self.recipe
 
 
 def main(arguments: list[str]) -> int:
@@ -34,10 +41,12 @@ def main(arguments: list[str]) -> int:
     chosen = recipes.expand(options.recipes)
     out = options.out or Path(RUNS) / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     out.mkdir(parents=True, exist_ok=True)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = [
-        Run(recipe, options.first_seed + k, out / _folder(recipe) / f"seed-{options.first_seed + k}")
+        Run(recipe, seed, out / _folder(recipe) / change.rpartition(".")[2] / f"seed-{seed}", change)
         for recipe in chosen
-        for k in range(options.seeds)
+        for change in options.vary or [""]
+        for seed in seeds
     ]
     results: list[dict[str, Any]] = []
     try:
@@ -82,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="an option for all, like trainer.max_epochs=3",
     )
+    parser.add_argument(
+        "--vary",
+        type=_values,
+        metavar="KEY=A,B,...",
+        help="run every recipe with each of these values, like model.amplitude=0.001,0.01",
+    )
     parser.add_argument("--record", action="store_true", help="note the results for `nobp list`")
     parser.add_argument("--note", help="what a reader of the noted results must know, like other data")
     return parser
@@ -117,6 +132,14 @@ def _setting(text: str) -> str:
     return text
 
 
+def _values(text: str) -> list[str]:
+    """One ``KEY=VALUE`` for each of the values."""
+    key, _, values = _setting(text).partition("=")
+    if not all(values.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty value: it is KEY=A,B,... without spaces")
+    return [f"{key}={value}" for value in values.split(",")]
+
+
 def _duration(text: str) -> str:
     """DD:HH:MM:SS, as the Trainer takes it."""
     if not re.fullmatch(r"(\d+:)?\d+:\d+:\d+", text):
@@ -137,14 +160,14 @@ def _run_all(runs: list[Run], overrides: list[str], max_time: str | None, result
     with Progress(*columns, console=console) as progress:
         total = progress.add_task("all", total=len(runs), state="")
         for run in runs:
-            task = progress.add_task(f"{run.recipe}, seed {run.seed}", total=None, state="starting")
+            task = progress.add_task(f"{run.label}, seed {run.seed}", total=None, state="starting")
             result = _run_one(context, run, overrides, _limit(max_time), progress, task)
-            results.append({"recipe": run.recipe, "seed": run.seed} | result)
+            results.append({"recipe": run.label, "seed": run.seed} | result)
             state = f"failed: {result['error']}" if "error" in result else _reached(result)
             progress.update(task, state=state, total=1, completed=1)
             progress.advance(total)
             if not console.is_terminal:
-                console.print(f"{run.recipe}, seed {run.seed}: {state}", markup=False)
+                console.print(f"{run.label}, seed {run.seed}: {state}", markup=False)
 
 
 def _run_one(
@@ -152,7 +175,7 @@ def _run_one(
 ) -> dict[str, Any]:
     ours, theirs = context.Pipe(duplex=False)
     # All runs use the same split of the data: its seed is data.seed, not this one.
-    options = [f"--seed_everything={run.seed}", *overrides]
+    options = [f"--seed_everything={run.seed}", *overrides, *([f"--{run.change}"] if run.change else [])]
     child = context.Process(target=_run_in_child, args=(run.recipe, options, run.folder, theirs))
     child.start()
     theirs.close()
@@ -212,7 +235,7 @@ def _start_method() -> str:
 
 def record(results: list[dict[str, Any]], command: str, note: str | None) -> None:
     """Note mean results of each recipe in ``measured.json`` beside the recipes."""
-    from lightning_nobp.cli.report import conditions, means
+    from lightning_nobp.cli.report import COUNTS, conditions, means
     from lightning_nobp.cli.run_config import write_whole
 
     path = recipes.folder() / "measured.json"
@@ -228,6 +251,7 @@ def record(results: list[dict[str, Any]], command: str, note: str | None) -> Non
                 "cpu_seconds": round(row["cpu_seconds"], 1),
                 "parameters": int(row["parameters"]),
                 "seeds": row["seeds"],
+                **{name: int(row[name]) for name in ("steps", *COUNTS) if row["cost_evaluations"] is not None},
                 "command": command,
                 "note": note,
             }

@@ -17,6 +17,7 @@ from lightning_nobp.callbacks import GradientAlignment
 from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
 from lightning_nobp.cli.recipes import UsageError
+from lightning_nobp.cli.report import COUNTS
 
 ALIGNMENT_EVERY = 50
 """Steps from one measurement of the alignment to the next: about 2 % of the time."""
@@ -132,6 +133,7 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "peak_memory_mib": peak / 2**20,
         "alignment": alignment.mean_cosine,
+        **{name: getattr(cli.model, name, None) for name in COUNTS},
         "curve": curve.points,
     }
 

@@ -15,8 +15,10 @@ from rich.table import Table
 
 FIELDS = (
     *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "cpu_seconds", "epochs", "steps"),
-    *("parameters", "peak_memory_mib", "alignment", "error"),
+    *("parameters", "peak_memory_mib", "alignment", "cost_evaluations", "samples_seen", "error"),
 )
+COUNTS = ("cost_evaluations", "samples_seen")
+"""What rules count that learn from costs alone; others have none."""
 COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak MiB", "alignment")
 
 
@@ -66,8 +68,9 @@ def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for recipe in dict.fromkeys(r["recipe"] for r in results):
         runs = [r for r in results if r["recipe"] == recipe and "error" not in r]
         row: dict[str, Any] = {"recipe": recipe, "seeds": [r["seed"] for r in runs], "test_accuracy_std": None}
-        for key in ("test_accuracy", "seconds", "cpu_seconds", "parameters", "peak_memory_mib", "alignment"):
-            values = [r[key] for r in runs if r[key] is not None]
+        measured = ("test_accuracy", "seconds", "cpu_seconds", "parameters", "peak_memory_mib", "alignment", "steps")
+        for key in (*measured, *COUNTS):
+            values = [r[key] for r in runs if r.get(key) is not None]
             row[key] = statistics.fmean(values) if values else None
             if key == "test_accuracy" and len(values) > 1:
                 row["test_accuracy_std"] = statistics.stdev(values)

@@ -54,7 +54,7 @@ def separable_conv(
         groups: Of the convolution.
 
     Returns:
-        ``(blocks, batch, groups, 1, *output_size)``.
+        ``(blocks, batch, groups, *output_size)``.
     """
     blocks, batch, channels, *size = h.shape
     grouped = h.reshape(blocks, batch, groups, channels // groups, -1)
@@ -64,7 +64,7 @@ def separable_conv(
     settings: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     # A channel a sample: what is a batch to the network is one image to this convolution.
     found = _CONVOLUTIONS[len(size)](maps, weights, None, groups=maps.shape[1], **settings)
-    return found.view(blocks, batch, groups, 1, *found.shape[2:])
+    return found.view(blocks, batch, groups, *found.shape[2:])
 
 
 def separable_gradient(coefficients: Tensor, outputs: Tensor, *inputs: Tensor) -> Tensor:

@@ -218,6 +218,8 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_running_one(tmp_path):
         ("--out=a_file", "--out: 'a_file' is a file, not a folder"),
         ("--out=a_file/results", "--out: 'a_file' is a file, not a folder"),
         ("--set=trainer.max_epochs", "--set: 'trainer.max_epochs' is not KEY=VALUE"),
+        ("--vary=model.amplitude", "--vary: 'model.amplitude' is not KEY=VALUE"),
+        ("--vary=model.amplitude=1,,2", "--vary: 'model.amplitude=1,,2' has an empty value"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(nobp, tmp_path, option, message):
@@ -248,6 +250,21 @@ def test_recording_notes_means_beside_the_recipes(tmp_path, monkeypatch):
     assert {k: v for k, v in after.items() if k != "digits/backprop"} == {
         k: v for k, v in before.items() if k != "digits/backprop"
     }
+
+
+def test_values_are_tried_one_after_another(nobp, tmp_path):
+    noise = ("--set", "trainer.callbacks+=lightning_nobp.callbacks.HardwareNoise")
+    run = nobp(
+        *("compare", "xor/mgd", "--out=out", "--set", "trainer.max_epochs=1", "--set", "data.repeats=20", *noise),
+        *("--vary", "trainer.callbacks.update_noise=0.001,10"),
+    )
+    assert run.status == 0, run.err
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["recipe"] for r in content["results"]] == ["xor/mgd, update_noise=0.001", "xor/mgd, update_noise=10"]
+    assert content["results"][0]["test_loss"] < content["results"][1]["test_loss"]
+    # Central differences on four samples, twenty times.
+    assert content["results"][0]["cost_evaluations"] == 2 * content["results"][0]["samples_seen"] == 160
+    assert (tmp_path / "out" / "xor" / "mgd" / "update_noise=10" / "seed-0" / "log.txt").is_file()
 
 
 def test_report_says_how_many_threads_there_were(monkeypatch):
