@@ -27,7 +27,7 @@ Cost = Callable[[Tensor, Tensor], Tensor]
 Shown = Sequence[tuple[Tensor, Tensor]]
 """Inputs and targets ``(samples, ...)`` that are shown together, slot after slot."""
 
-_LARGEST_CHUNK = 2**19
+_LARGEST_CHUNK = 2**21
 """Numbers of perturbed weights or inputs that one batched pass holds: more would leave the processor's caches."""
 
 
@@ -59,6 +59,7 @@ class ParameterCodes:
         self._places = dict(zip(self.parameters, pairwise([0, *stops]), strict=True))
         self.period = code_period(kind, self.size, period)
         self.power = code_power(kind, self.size)
+        self._drawn: tuple[tuple[int, int], Tensor, Tensor] | None = None
 
     def blocks(self) -> list[list[str]]:
         """Names of all parameters in order, in groups of which codes are drawn at once."""
@@ -70,20 +71,24 @@ class ParameterCodes:
         return groups
 
     def codes(self, steps: Tensor, names: Sequence[str]) -> Tensor:
-        """Codes ``(steps, entries)`` of neighbouring parameters in a row."""
-        start, stop = self._places[names[0]][0], self._places[names[-1]][1]
+        """Codes ``(steps, entries)`` of neighbouring parameters in a row; not to be written over."""
+        place = start, stop = self._places[names[0]][0], self._places[names[-1]][1]
+        if self._drawn is not None and self._drawn[0] == place and torch.equal(self._drawn[1], steps):
+            return self._drawn[2]
         period = None if self.kind == "coordinate" else self.period
-        return perturbation_codes(self.kind, self.seed, steps, self.size, start=start, stop=stop, period=period)
+        codes = perturbation_codes(self.kind, self.seed, steps, self.size, start=start, stop=stop, period=period)
+        # What a pass has just drawn, its gradient asks for again.
+        self._drawn = place, steps, codes
+        return codes
 
     def perturbation(self, steps: Tensor, names: Sequence[str]) -> Tensor:
         """Codes ``(steps, entries)`` of neighbouring parameters in a row, times amplitude."""
         dtype, scales = self.parameters[names[0]].dtype, {self.amplitudes[name] for name in names}
         codes = self.codes(steps, names).to(dtype)
         if len(scales) == 1:
-            return codes.mul_(scales.pop())
-        for name, piece in zip(names, torch.split(codes, self._sizes(names), dim=1), strict=True):
-            piece.mul_(self.amplitudes[name])
-        return codes
+            return codes * scales.pop()
+        pieces = torch.split(codes, self._sizes(names), dim=1)
+        return torch.cat([p * self.amplitudes[n] for n, p in zip(names, pieces, strict=True)], dim=1)
 
     def perturbations(self, steps: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """The same for each parameter, ``(steps, *shape)`` in its dtype."""
@@ -114,6 +119,7 @@ class ParameterCodes:
             for name, piece in zip(names, torch.split(total, sizes), strict=True):
                 estimate = piece / (self.amplitudes[name] * self.power)
                 accumulate_grad(self.parameters[name], estimate.view_as(self.parameters[name]))
+        self._drawn = None
 
 
 def amplitude_of(name: str, amplitude: Amplitude) -> float:
@@ -251,6 +257,7 @@ class InPlaceEngine:
     def __init__(self, network: nn.Module, cost: Cost, codes: ParameterCodes) -> None:
         self.network, self.cost, self.codes = network, cost, codes
         self._owners: dict[nn.Module, list[str]] | None = None
+        self._sign = 1
 
     @torch.no_grad()
     def costs(self, shown: Shown, steps: Tensor, slots: Tensor, signs: tuple[int, ...]) -> Tensor:
@@ -258,11 +265,13 @@ class InPlaceEngine:
         if self._owners is None:
             self._owners = self._find_owners(shown[0][0])
         rows = []
-        for step, slot in zip(torch.split(steps, 1), slots.tolist(), strict=True):
-            x, target = shown[slot]
-            changes = self._changes(step)
-            rows.append(torch.stack([self._cost(x, target, changes, sign) for sign in signs]))
-        return torch.stack(rows)
+        with self._hooked():
+            for step, slot in zip(torch.split(steps, 1), slots.tolist(), strict=True):
+                x, target = shown[slot]
+                self._change = self._changes(step)
+                for self._sign in signs:
+                    rows.append(self.cost(self.network(x), target))
+        return torch.stack(rows).view(len(steps), len(signs))
 
     def _changes(self, step: Tensor) -> Callable[[str], Tensor]:
         """The perturbation of a parameter by its name: all at once, or each when it is asked for."""
@@ -271,37 +280,34 @@ class InPlaceEngine:
             return self.codes.perturbations(step, names).__getitem__
         return lambda name: self.codes.perturbations(step, [name])[name]
 
-    def _cost(self, x: Tensor, target: Tensor, changes: Callable[[str], Tensor], sign: int) -> Tensor:
-        with self._perturbed(changes, sign):
-            return self.cost(self.network(x), target)
-
     @contextmanager
-    def _perturbed(self, changes: Callable[[str], Tensor], sign: int) -> Iterator[None]:
+    def _hooked(self) -> Iterator[None]:
+        """Exchange parameters while their modules run."""
         assert self._owners is not None
+        owners, parameters = self._owners, self.codes.parameters
         untouched: dict[str, Tensor] = {}
+        exchanged: list[list[str]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
-            for name in self._owners[module]:  # type: ignore[index]
-                # A module that runs within itself, or shares a parameter, finds it perturbed already.
-                if name not in untouched:
-                    parameter = self.codes.parameters[name]
-                    untouched[name] = parameter.data
-                    parameter.data = parameter.data.add(changes(name)[0], alpha=sign)
+            # Within a module that shares a parameter, it is perturbed already, and stays so afterwards.
+            exchanged.append([name for name in owners[module] if name not in untouched])
+            for name in exchanged[-1]:
+                data = untouched[name] = parameters[name].data
+                parameters[name].data = data.add(self._change(name)[0], alpha=self._sign)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            for name in self._owners[module]:  # type: ignore[index]
-                if name in untouched:
-                    self.codes.parameters[name].data = untouched.pop(name)
+            for name in exchanged.pop():
+                parameters[name].data = untouched.pop(name)
 
-        handles = [owner.register_forward_pre_hook(enter) for owner in self._owners]
-        handles += [owner.register_forward_hook(leave) for owner in self._owners]
+        handles = [owner.register_forward_pre_hook(enter) for owner in owners]
+        handles += [owner.register_forward_hook(leave) for owner in owners]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
             for name, data in untouched.items():
-                self.codes.parameters[name].data = data
+                parameters[name].data = data
 
     def _find_owners(self, x: Tensor) -> dict[nn.Module, list[str]]:
         """The module that holds each parameter, or the nearest one around it that is called as a module."""
