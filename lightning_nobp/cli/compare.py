@@ -32,7 +32,7 @@ class Run(NamedTuple):
     @property
     def label(self) -> str:
         """Name of the recipe, and what is changed in it."""
-        return f"{self.recipe}, {self.change.rpartition('.')[2]}" if self.change else self.recipe
+        return f"{self.recipe}, {_short(self.change)}" if self.change else self.recipe
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = [
-        Run(recipe, seed, out / _folder(recipe) / change.rpartition(".")[2] / f"seed-{seed}", change)
+        Run(recipe, seed, out / _folder(recipe) / _short(change) / f"seed-{seed}", change)
         for recipe in chosen
         for change in options.vary or [""]
         for seed in seeds
@@ -64,6 +64,12 @@ def main(arguments: list[str]) -> int:
     if options.record:
         record(results, command, options.note)
     return 1 if any("error" in r for r in results) else 0
+
+
+def _short(change: str) -> str:
+    """``KEY=VALUE`` with the last part of the key only."""
+    key, equals, value = change.partition("=")
+    return key.rpartition(".")[2] + equals + value
 
 
 def _folder(recipe: str) -> Path:

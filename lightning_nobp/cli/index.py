@@ -22,31 +22,31 @@ RULES = (
     RuleEntry(
         "ForwardForward",
         "lightning_nobp.rules.ForwardForward",
-        "every layer learns to tell right from wrong labels, without a backward pass",
+        "every layer learns to tell right from wrong labels; no backward pass",
         "The Forward-Forward Algorithm: Some Preliminary Investigations (arXiv 2212.13345)",
     ),
     RuleEntry(
         "SymBa",
         "lightning_nobp.rules.SymBa",
-        "Forward-Forward that compares right with wrong labels, without a threshold",
+        "Forward-Forward of right against wrong labels, without a threshold",
         "SymBa: Symmetric Backpropagation-Free Contrastive Learning (arXiv 2303.08418)",
     ),
     RuleEntry(
         "MultiplexedGradientDescent",
         "lightning_nobp.rules.MultiplexedGradientDescent",
-        "perturbs all parameters at once and correlates with the cost: no derivative at all",
-        "Multiplexed gradient descent: Fast online training ... (arXiv 2303.03986)",
+        "perturbs all parameters at once and correlates with the cost",
+        "Multiplexed gradient descent: Fast online training of modern datasets on ... (arXiv 2303.03986)",
     ),
     RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
-        "each layer in closed form, fitted to what the layers before it got wrong",
+        "each layer in closed form, fitted to what those before it got wrong",
         "Deep Residual Compensation Convolutional Network without Backpropagation (arXiv 2301.11663)",
     ),
     RuleEntry(
         "PCANet",
         "lightning_nobp.rules.PCANet",
-        "two layers of principal components, hashing, histograms, a linear classifier",
+        "principal components twice, hashing, histograms, a linear classifier",
         "PCANet: A Simple Deep Learning Baseline for Image Classification? (arXiv 1404.3606)",
     ),
 )
