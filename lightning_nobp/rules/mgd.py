@@ -42,6 +42,7 @@ _ENGINES: dict[str, type[BatchedEngine] | type[InPlaceEngine]] = {
     "in_place": InPlaceEngine,
     "jvp": ForwardModeEngine,
 }
+_TIMES = ("tau_p", "tau_theta", "tau_x", "tau_hp")
 _SMALL = 4096
 """Parameters up to which many perturbations as one batched pass are faster than one after another."""
 _LEAST_RATIO = 1e3
@@ -161,6 +162,8 @@ class MultiplexedGradientDescent(ClassificationRule):
         self._calls = 0
         self._estimator: Estimator | None = None
         self._pending: list[tuple[int, Tensor]] = []
+        self._analog_time = 0
+        self._analog_filters: dict[str, Tensor] = {}
         self._state: dict[str, Any] | None = None
 
     # At the door
@@ -278,7 +281,7 @@ class MultiplexedGradientDescent(ClassificationRule):
         x, target = batch[:2]
         with torch.no_grad():
             if self._estimator is None:
-                self._estimator = self._build_estimator()
+                self._estimator = self._build_estimator(x, target)
             turn = Turn(self._calls, rank(), world_size())
             self._estimator.scale = self._scale(len(x))
             estimate = self._estimator.estimate(x, target, turn)
@@ -294,7 +297,7 @@ class MultiplexedGradientDescent(ClassificationRule):
             values["bytes_sent"] = torch.tensor(float(shared.element_size() * (len(shared) + 1) + 8))
         return values
 
-    def _build_estimator(self) -> Estimator:
+    def _build_estimator(self, x: Tensor, target: Tensor) -> Estimator:
         network = self.built_network()
         self.check_network(network)
         engine = self._chosen_engine(network)
@@ -306,11 +309,12 @@ class MultiplexedGradientDescent(ClassificationRule):
         else:
             codes = ParameterCodes(network, self.perturbation, self.amplitude, self.seed, self.period)
             evaluate = _ENGINES[engine](network, self._cost, codes)
+            if self.engine == "auto" and not _runs(evaluate, x, target):
+                evaluate = InPlaceEngine(network, self._cost, codes)
             if self.mode == "analog":
-                times: dict[str, Any] = {
-                    name: getattr(self, name) for name in ("tau_p", "tau_theta", "tau_x", "tau_hp")
-                }
+                times: dict[str, Any] = {name: getattr(self, name) for name in _TIMES}
                 estimator = AnalogEstimator(codes, evaluate, **times)
+                estimator.time, estimator.filters = self._analog_time, self._analog_filters
             else:
                 estimator = WindowEstimator(codes, evaluate, self._schedule, self.difference)
         if self.cost_hooks and engine == "jvp":
@@ -443,6 +447,7 @@ class MultiplexedGradientDescent(ClassificationRule):
         super().on_fit_start()
         state, self._state = self._state, None
         self._estimator, self._pending = None, []
+        self._analog_time, self._analog_filters = 0, {}
         self._calls = self.cost_evaluations = self.samples_seen = 0
         self._check_repeats()
         if state is None:
@@ -458,11 +463,8 @@ class MultiplexedGradientDescent(ClassificationRule):
             return
         own = ranks[rank()]
         self._pending = [(call, vector.to(self.device)) for call, vector in own["pending"]]
-        if own["filters"]:
-            self._estimator = self._build_estimator()
-            assert isinstance(self._estimator, AnalogEstimator)
-            self._estimator.time = own["time"]
-            self._estimator.filters = {name: value.to(self.device) for name, value in own["filters"].items()}
+        self._analog_time = own["time"]
+        self._analog_filters = {name: value.to(self.device) for name, value in own["filters"].items()}
 
     def _check_repeats(self) -> None:
         needed = max(1, self.tau_x // self.tau_theta) if self.mode == "discrete" else self.tau_x
@@ -494,6 +496,16 @@ class MultiplexedGradientDescent(ClassificationRule):
         super().on_load_checkpoint(checkpoint)
         if self._restored is not None:
             self._state = checkpoint.get(_STATE_KEY)
+
+
+def _runs(engine: BatchedEngine | InPlaceEngine, x: Tensor, target: Tensor) -> bool:
+    """Whether an engine gets through its network: ``torch.vmap`` knows no recurrent layers, and no branches."""
+    first = torch.zeros(1, dtype=torch.int64, device=x.device)
+    try:
+        engine.costs([(x[:1], target[:1])], first, first, (1,))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _values(target: Tensor, scores: Tensor) -> Tensor:

@@ -270,6 +270,24 @@ def test_auto_takes_the_engine_for_the_size():
         assert other.reads_in_time_order
 
 
+def test_auto_goes_through_networks_that_vmap_cannot_run():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.lstm(x.flatten(1, 2))[0][:, -1]
+            return self.out(-h if h.sum() > 0 else h)
+
+    network = Recurrent()
+    rule = build(network=network, num_perturbations=4)
+    assert rule._chosen_engine(network) == "vmap"
+    found = gradient(rule, batch())
+    in_place = build(network=network, num_perturbations=4, engine="in_place")
+    torch.testing.assert_close(found, gradient(in_place, batch()))
+
+
 def test_convolutions_too(tmp_path):
     network = partial(CNN, channels=(4,), hidden_dim=8)
     rule = MultiplexedGradientDescent(
