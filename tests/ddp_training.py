@@ -39,6 +39,7 @@ class SaveRank(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         result = {"weights": weights(pl_module), "metrics": metrics, "steps": trainer.global_step}
+        result["counts"] = [getattr(pl_module, name, 0) for name in ("cost_evaluations", "samples_seen")]
         torch.save(result, self.folder / f"rank{trainer.global_rank}of{trainer.world_size}.pt")
 
 

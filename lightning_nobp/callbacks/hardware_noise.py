@@ -10,6 +10,7 @@ from lightning_nobp.callbacks.activation_variation import ActivationVariation
 from lightning_nobp.callbacks.imperfect_memory import ImperfectMemory
 from lightning_nobp.callbacks.noisy_readout import CostReader, NoisyReadout
 from lightning_nobp.rules.backprop import Backprop
+from lightning_nobp.rules.closed_form import ClosedFormRule
 
 
 class HardwareNoise(Callback):
@@ -116,6 +117,11 @@ class HardwareNoise(Callback):
                 "cost_noise, cost_noise_relative, cost_quantisation and readout_delay distort the costs that a rule "
                 f"reads, and a {type(pl_module).__name__} reads none: train with MultiplexedGradientDescent, or leave "
                 "them out"
+            )
+        if not self.memory.is_ideal and isinstance(pl_module, ClosedFormRule):
+            raise MisconfigurationException(
+                f"HardwareNoise distorts what optimizers change, and {type(pl_module).__name__} solves for its "
+                "weights: leave the options of updates and weights out"
             )
         if self.units.sigma and isinstance(pl_module, Backprop) and pl_module.engine == "explicit":
             raise MisconfigurationException(

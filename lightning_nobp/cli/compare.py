@@ -1,6 +1,7 @@
 """``nobp compare``: several recipes one after another, under the same conditions."""
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import re
@@ -26,26 +27,29 @@ class Run(NamedTuple):
     recipe: str
     seed: int
     folder: Path
-    change: str = ""
-    """``KEY=VALUE``, one of those that are tried."""
+    changes: tuple[str, ...] = ()
+    """``KEY=VALUE``, of those that are tried."""
 
     @property
     def label(self) -> str:
         """Name of the recipe, and what is changed in it."""
-        return f"{self.recipe}, {_short(self.change)}" if self.change else self.recipe
+        return ", ".join([self.recipe, *map(_short, self.changes)])
 
 
 def main(arguments: list[str]) -> int:
     """Carry out ``nobp compare``; 1 if a recipe failed, 130 if it was interrupted."""
-    options = _parser().parse_args(arguments[1:])
+    parser = _parser()
+    options = parser.parse_args(arguments[1:])
+    if options.record and options.vary:
+        parser.error("--record notes what recipes reach as they are: leave it out with --vary")
     chosen = recipes.expand(options.recipes)
     out = options.out or Path(RUNS) / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     out.mkdir(parents=True, exist_ok=True)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = [
-        Run(recipe, seed, out / _folder(recipe) / _short(change) / f"seed-{seed}", change)
+        Run(recipe, seed, out / _folder(recipe) / _folder(",".join(map(_short, changes))) / f"seed-{seed}", changes)
         for recipe in chosen
-        for change in options.vary or [""]
+        for changes in itertools.product(*options.vary)
         for seed in seeds
     ]
     results: list[dict[str, Any]] = []
@@ -75,7 +79,8 @@ def _short(change: str) -> str:
 def _folder(recipe: str) -> Path:
     """Where a recipe's runs go below the results: a file may lie anywhere, its runs may not."""
     path = Path(recipe)
-    return Path(*(part for part in path.with_suffix("").parts if part not in (path.anchor, "..")))
+    path = path.with_suffix("") if path.suffix == ".yaml" else path
+    return Path(*(part for part in path.parts if part not in (path.anchor, "..")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,9 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--vary",
+        action="append",
+        default=[],
         type=_values,
         metavar="KEY=A,B,...",
-        help="run every recipe with each of these values, like model.amplitude=0.001,0.01",
+        help="run every recipe with each of these values, like model.amplitude=0.001,0.01; may be repeated",
     )
     parser.add_argument("--record", action="store_true", help="note the results for `nobp list`")
     parser.add_argument("--note", help="what a reader of the noted results must know, like other data")
@@ -141,9 +148,11 @@ def _setting(text: str) -> str:
 def _values(text: str) -> list[str]:
     """One ``KEY=VALUE`` for each of the values."""
     key, _, values = _setting(text).partition("=")
-    if not all(values.split(",")):
+    # A comma within brackets belongs to a list.
+    found = re.split(r",(?![^\[{]*[\]}])", values)
+    if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty value: it is KEY=A,B,... without spaces")
-    return [f"{key}={value}" for value in values.split(",")]
+    return [f"{key}={value}" for value in found]
 
 
 def _duration(text: str) -> str:
@@ -181,7 +190,7 @@ def _run_one(
 ) -> dict[str, Any]:
     ours, theirs = context.Pipe(duplex=False)
     # All runs use the same split of the data: its seed is data.seed, not this one.
-    options = [f"--seed_everything={run.seed}", *overrides, *([f"--{run.change}"] if run.change else [])]
+    options = [f"--seed_everything={run.seed}", *overrides, *(f"--{change}" for change in run.changes)]
     child = context.Process(target=_run_in_child, args=(run.recipe, options, run.folder, theirs))
     child.start()
     theirs.close()

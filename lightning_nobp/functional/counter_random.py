@@ -1,6 +1,7 @@
 """Random numbers that are a function of their number: nothing is stored, and any part can be drawn alone.
 
-Number ``i`` of row ``r`` is a hash of ``(seed, r, i)``, the same on every device and in every process.
+Number ``i`` of row ``r`` is a hash of ``(seed, r, i)``, the same in every process and on every device; normal numbers
+up to rounding.
 
 References:
     Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, for the idea; the hash is the

@@ -6,6 +6,7 @@ References:
 """
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def check_time_constants(**times: int) -> None:
         ValueError: Names the first.
     """
     for name, value in times.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r} must be a positive whole number of time steps")
 
 

@@ -246,6 +246,7 @@ class AnalogEstimator(Estimator):
         self.tau_p, self.tau_theta, self.tau_x, self.tau_hp = tau_p, tau_theta, tau_x, tau_hp
         self.time = 0
         self.filters: dict[str, Tensor] = {}
+        self._next: dict[str, Tensor] = {}
 
     def estimate(self, x: Tensor, target: Tensor, turn: Turn) -> Estimate:
         """See :meth:`Estimator.estimate`; what there was before goes on in the filters."""
@@ -253,14 +254,19 @@ class AnalogEstimator(Estimator):
         cost = self._read(self.engine.costs([(x, target)], slot + self._step(turn), slot, (1,))[:, 0])
         before = self.filters.get("cost", cost) if self.time % self.tau_x else cost
         modulation = high_pass(self.filters.get("modulation", torch.zeros_like(cost)), cost - before, self.tau_hp)
-        self.filters |= {"cost": cost, "modulation": modulation}
+        self._next = {"cost": cost, "modulation": modulation}
         for hook in self.difference_hooks:
             modulation = hook(modulation)
         return Estimate(modulation * self.scale, cost[0], len(x))
 
     @torch.no_grad()
     def add_gradient(self, coefficients: Tensor, turn: Turn) -> None:
-        """Add the low-passed product of coefficient and code to ``p.grad``, and go on by a time step."""
+        """Add the low-passed product of coefficient and code to ``p.grad``, and go on by a time step.
+
+        Filters do not take in what is not finite.
+        """
+        finite = bool(coefficients.isfinite().all())
+        self.filters |= self._next if finite else {}
         earlier = {name: p.grad for name, p in self.codes.parameters.items()}
         for parameter in self.codes.parameters.values():
             parameter.grad = None
@@ -269,9 +275,11 @@ class AnalogEstimator(Estimator):
             assert parameter.grad is not None
             key = f"gradient/{name}"
             state = self.filters.get(key, torch.zeros_like(parameter.grad))
-            self.filters[key] = low_pass(state, parameter.grad, self.tau_theta)
+            integrated = low_pass(state, parameter.grad, self.tau_theta)
+            if finite:
+                self.filters[key] = integrated
             parameter.grad = earlier[name]
-            accumulate_grad(parameter, self.filters[key].clone())
+            accumulate_grad(parameter, integrated.clone())
         self.time += 1
 
     def _step(self, turn: Turn) -> int:

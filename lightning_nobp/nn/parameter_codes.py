@@ -6,7 +6,7 @@ slopes without a perturbation, by forward-mode differentiation.
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any
@@ -53,7 +53,7 @@ class ParameterCodes:
         if not self.parameters:
             raise ValueError(f"network {type(network).__name__} has no trainable parameter to perturb")
         self.kind, self.seed = kind, seed
-        self.amplitudes = {name: amplitude_of(name, amplitude) for name in self.parameters}
+        self.amplitudes = amplitudes_of(self.parameters, amplitude)
         stops = list(accumulate(p.numel() for p in self.parameters.values()))
         self.size = stops[-1]
         self._places = dict(zip(self.parameters, pairwise([0, *stops]), strict=True))
@@ -122,13 +122,27 @@ class ParameterCodes:
         self._drawn = None
 
 
-def amplitude_of(name: str, amplitude: Amplitude) -> float:
-    """Amplitude of the parameter ``name``: that of the first pattern that it matches.
+def amplitudes_of(names: Iterable[str], amplitude: Amplitude) -> dict[str, float]:
+    """Amplitude of each parameter: that of the first pattern that its name matches.
+
+    Args:
+        names: Of the parameters.
+        amplitude: One for all, or by patterns.
 
     Raises:
-        ValueError: No pattern matches, or the amplitude is not positive.
+        ValueError: A name matches no pattern, a pattern no name, or an amplitude is not positive.
     """
     patterns = amplitude if isinstance(amplitude, Mapping) else {"*": amplitude}
+    found = {name: _amplitude_of(name, patterns, amplitude) for name in names}
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in found):
+            raise ValueError(
+                f"amplitude={amplitude}: {pattern!r} matches no trained parameter; there are {', '.join(found)}"
+            )
+    return found
+
+
+def _amplitude_of(name: str, patterns: Mapping[str, float], amplitude: Amplitude) -> float:
     for pattern, value in patterns.items():
         if fnmatch.fnmatchcase(name, pattern):
             if not 0 < value < math.inf:
@@ -162,14 +176,29 @@ class BatchedEngine:
         Returns:
             ``(readings, signs)``.
         """
-        found = self._empty(shown, steps, len(signs))
+        found, order = [], []
         inner = None if len(shown) == 1 else 0
         for chosen, x, target in self._groups(shown, steps, slots):
             weights = self._perturbed(steps[chosen], signs)
             if inner is not None:
                 x, target = (t.repeat(len(signs), *[1] * (t.dim() - 1)) for t in (x, target))
-            found[chosen] = vmap(self._cost, in_dims=(0, inner, inner))(weights, x, target).view(len(signs), -1).t()
-        return found
+            found.append(self._batched(self._cost, inner)(weights, x, target).view(len(signs), -1).t())
+            order.append(chosen)
+        return _in_order(found, order)
+
+    def _batched(self, function: Callable[..., Any], inner: int | None) -> Callable[..., Any]:
+        run = vmap(function, in_dims=(0, inner, inner))
+
+        def explained(*args: Any) -> Any:
+            try:
+                return run(*args)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"torch.vmap cannot run this {type(self.network).__name__} (recurrent layers, branches that depend "
+                    f"on data, writing into new tensors): take engine='in_place'. {error}"
+                ) from error
+
+        return explained
 
     def _cost(self, weights: Mapping[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
         return self.cost(functional_call(self.network, dict(weights), (x,)), target)
@@ -209,11 +238,6 @@ class BatchedEngine:
         """Readings in one pass; the inputs stand for the activities of all layers."""
         return max(1, _LARGEST_CHUNK // (self.codes.size + x.numel()))
 
-    def _empty(self, shown: Shown, steps: Tensor, columns: int) -> Tensor:
-        x, _ = shown[0]
-        dtype = x.dtype if x.is_floating_point() else next(iter(self.codes.parameters.values())).dtype
-        return torch.empty(len(steps), columns, dtype=dtype, device=x.device)
-
 
 class ForwardModeEngine(BatchedEngine):
     """Slopes along the codes by forward-mode differentiation: the limit of vanishing amplitude, without noise."""
@@ -230,12 +254,13 @@ class ForwardModeEngine(BatchedEngine):
         Returns:
             ``(readings, 2)``: cost, and slope times amplitude.
         """
-        found = self._empty(shown, steps, 2)
+        found, order = [], []
         inner = None if len(shown) == 1 else 0
         for chosen, x, target in self._groups(shown, steps, slots):
             tangents = self.codes.perturbations(steps[chosen], list(self.codes.parameters))
-            found[chosen] = torch.stack(vmap(self._slope, in_dims=(0, inner, inner))(tangents, x, target), dim=1)
-        return found
+            found.append(torch.stack(self._batched(self._slope, inner)(tangents, x, target), dim=1))
+            order.append(chosen)
+        return _in_order(found, order)
 
     def _slope(self, tangents: dict[str, Tensor], x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         weights = {name: p.detach() for name, p in self.codes.parameters.items()}
@@ -263,7 +288,7 @@ class InPlaceEngine:
     def costs(self, shown: Shown, steps: Tensor, slots: Tensor, signs: tuple[int, ...]) -> Tensor:
         """The cost under each perturbation, see :meth:`BatchedEngine.costs`."""
         if self._owners is None:
-            self._owners = self._find_owners(shown[0][0])
+            self._owners = self._checked_owners(*shown[0], steps[:1])
         rows = []
         with self._hooked():
             for step, slot in zip(torch.split(steps, 1), slots.tolist(), strict=True):
@@ -299,7 +324,8 @@ class InPlaceEngine:
             for name in exchanged.pop():
                 parameters[name].data = untouched.pop(name)
 
-        handles = [owner.register_forward_pre_hook(enter) for owner in owners]
+        # Before hooks of the modules' own, which may compute a weight from the parameter.
+        handles = [owner.register_forward_pre_hook(enter, prepend=True) for owner in owners]
         handles += [owner.register_forward_hook(leave) for owner in owners]
         try:
             yield
@@ -308,6 +334,19 @@ class InPlaceEngine:
                 handle.remove()
             for name, data in untouched.items():
                 parameters[name].data = data
+
+    def _checked_owners(self, x: Tensor, target: Tensor, step: Tensor) -> dict[nn.Module, list[str]]:
+        """Where to exchange parameters; all at once if some are used by modules that do not hold them."""
+        names = list(self.codes.parameters)
+        self._owners = self._find_owners(x)
+        [[cost]] = self.costs([(x, target)], step, torch.zeros_like(step), (1,))
+        changes = self.codes.perturbations(step, names)
+        perturbed = {name: p + changes[name][0] for name, p in self.codes.parameters.items()}
+        expected = self.cost(functional_call(self.network, perturbed, (x,)), target)
+        effect = (expected - self.cost(self.network(x), target)).abs()
+        rounding = 8 * torch.finfo(expected.dtype).eps * expected.abs()
+        missed = bool((cost - expected).abs() > 0.01 * effect + rounding)
+        return {self.network: names} if missed else self._owners
 
     def _find_owners(self, x: Tensor) -> dict[nn.Module, list[str]]:
         """The module that holds each parameter, or the nearest one around it that is called as a module."""
@@ -329,3 +368,8 @@ class InPlaceEngine:
                 if name not in owners.setdefault(module, []):
                     owners[module].append(name)
         return {module: names for module, names in owners.items() if names}
+
+
+def _in_order(found: list[Tensor], order: list[Tensor]) -> Tensor:
+    """Rows that were found in parts, each where it belongs."""
+    return torch.cat(found)[torch.cat(order).argsort()] if len(found) > 1 else found[0]

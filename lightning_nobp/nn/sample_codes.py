@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_nobp.functional import backprop as formulas
 from lightning_nobp.functional.counter_random import random_normal, random_signs
 from lightning_nobp.functional.separable import separable_conv, separable_gradient, separable_linear
 from lightning_nobp.nn.backprop import _zero_padding, accumulate_grad
-from lightning_nobp.nn.parameter_codes import Amplitude, amplitude_of
+from lightning_nobp.nn.parameter_codes import Amplitude, amplitudes_of
 
 SAMPLERS: dict[str, Callable[[int, Tensor, int, int], Tensor]] = {
     "rademacher": random_signs,
@@ -53,11 +54,10 @@ class SampleCodes:
         self.network, self.kind, self.seed = network, kind, seed
         self.layers = _trained_layers(network, self.layer_types)
         self._ids = torch.empty(0, dtype=torch.int64)
-        self.amplitudes: dict[Tensor, float] = {
-            p: amplitude_of(f"{name}.{own}", amplitude)
-            for name, layer in self.layers.items()
-            for own, p in layer.named_parameters()
-        }
+        named = {f"{n}.{own}": p for n, layer in self.layers.items() for own, p in layer.named_parameters()}
+        trained = {name: p for name, p in named.items() if p.requires_grad}
+        found = amplitudes_of(trained, amplitude)
+        self.amplitudes: dict[Tensor, float] = {p: found[name] for name, p in trained.items()}
         self._doubles_late = _is_chain(network)
 
     @torch.no_grad()
@@ -161,6 +161,46 @@ class WeightCodes(SampleCodes):
             change = change + (bias * self.amplitudes[layer.bias]).view(batch, *[1] * (y.dim() - 2))
         return change, outputs.view(batch, *[1] * (channel - 2), -1, *[1] * (y.dim() - 1 - channel))
 
+    def written_out(self, ids: Tensor, sample: int, sign: int = 1) -> dict[str, Tensor]:
+        """Names and values of the perturbed weights that one sample sees.
+
+        Args:
+            ids: ``(batch,)``, int64.
+            sample: Which of them.
+            sign: How often the perturbation is added.
+        """
+        perturbed, codes = {}, self.layer_codes(ids[sample : sample + 1])
+        for name, layer in self.layers.items():
+            outputs, inputs, bias, places = codes[layer]
+            factors = (inputs,) if isinstance(layer, nn.Linear) else (inputs, places)
+            pairs: tuple[tuple[str, tuple[Tensor, ...]], ...] = (("weight", factors), ("bias", (bias,)))
+            for own, of_inputs in pairs:
+                parameter = getattr(layer, own)
+                if parameter is not None and parameter.requires_grad:
+                    change = separable_gradient(torch.ones_like(outputs[:, 0]), outputs, *of_inputs)
+                    perturbed[f"{name}.{own}"] = parameter + sign * self.amplitudes[parameter] * change.view_as(
+                        parameter
+                    )
+        return perturbed
+
+    @torch.no_grad()
+    def check(self, x: Tensor, ids: Tensor) -> None:
+        """Compare what the first and the last sample see with their perturbed weights written out.
+
+        Raises:
+            TypeError: The network uses weights outside their layers, or mixes samples.
+        """
+        found, unperturbed = self.run(x, ids, (1,))[0], self.network(x)
+        for sample in {0, len(x) - 1}:
+            expected = functional_call(self.network, self.written_out(ids, sample), (x,))[sample]
+            effect = (expected - unperturbed[sample]).norm()
+            rounding = 32 * torch.finfo(expected.dtype).eps * expected.norm()
+            if (found[sample] - expected).norm() > 0.01 * effect + rounding:
+                raise TypeError(
+                    f"this {type(self.network).__name__} uses weights outside their layers, or mixes samples: none can "
+                    "have a perturbation of its own; take engine='in_place'"
+                )
+
     @torch.no_grad()
     def add_gradient(self, coefficients: Tensor, ids: Tensor) -> None:
         """Add the homodyne estimate, the sum over samples of coefficient times code over amplitude, to ``p.grad``.
@@ -249,6 +289,8 @@ def _trained_layers(network: nn.Module, known: tuple[type[nn.Module], ...]) -> d
             continue
         # A subclass with its own forward computes something else than the hooks assume.
         kind = next((k for k in known if isinstance(module, k) and type(module).forward is k.forward), None)
+        if {n for n, p in module.named_parameters(recurse=False) if p.requires_grad} - {"weight", "bias"}:
+            kind = None  # Weights that are computed, by pruning or weight normalisation.
         padded = getattr(module, "padding_mode", "zeros")
         if kind is None or padded != "zeros":
             why = f" with padding_mode={padded!r}" if kind else ""

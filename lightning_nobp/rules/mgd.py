@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.multiplexing import check_time_constants, schedule, shrinkage
-from lightning_nobp.functional.perturbation import CODES
+from lightning_nobp.functional.perturbation import CODES, code_period
 from lightning_nobp.nn.multiplexed import (
     AnalogEstimator,
     Estimate,
@@ -24,7 +25,7 @@ from lightning_nobp.nn.multiplexed import (
 from lightning_nobp.nn.parameter_codes import BatchedEngine, ForwardModeEngine, InPlaceEngine, ParameterCodes
 from lightning_nobp.nn.sample_codes import SAMPLERS, ActivationCodes, WeightCodes, is_separable
 from lightning_nobp.rules.classification import ClassificationRule
-from lightning_nobp.rules.synchronisation import gather_from_ranks, gather_vectors, rank, world_size
+from lightning_nobp.rules.synchronisation import gather_from_ranks, gather_vectors, rank, sum_over_ranks, world_size
 
 _STATE_KEY = "multiplexed_gradient_descent"
 _CHOICES = {
@@ -42,9 +43,13 @@ _ENGINES: dict[str, type[BatchedEngine] | type[InPlaceEngine]] = {
     "in_place": InPlaceEngine,
     "jvp": ForwardModeEngine,
 }
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+"""Losses that compare numbers with numbers: class numbers become one-hot."""
 _TIMES = ("tau_p", "tau_theta", "tau_x", "tau_hp")
 _SMALL = 4096
 """Parameters up to which many perturbations as one batched pass are faster than one after another."""
+_GOOD_AMPLITUDE = 1e-3
+"""From here on rounding is not the largest error of a difference in float32."""
 _LEAST_RATIO = 1e3
 """A cost difference of fewer roundings than this says little about the gradient."""
 
@@ -140,6 +145,8 @@ class MultiplexedGradientDescent(ClassificationRule):
         self._check_choices(loss)
         self._given_times = tau_theta is not None or tau_x is not None or tau_p != 1
         self.tau_p = tau_p
+        if period is not None and perturbation not in ("walsh", "sinusoidal"):
+            code_period(perturbation, 0, period)
         self.tau_theta = self._window(num_perturbations, tau_p, tau_theta)
         self.tau_x = self.tau_theta if tau_x is None else tau_x
         check_time_constants(tau_p=self.tau_p, tau_theta=self.tau_theta, tau_x=self.tau_x)
@@ -179,17 +186,19 @@ class MultiplexedGradientDescent(ClassificationRule):
             raise ValueError(
                 "loss='cross_entropy' is for class numbers: task='regression' needs loss='mse' or a module"
             )
-        amplitudes = self.amplitude.values() if isinstance(self.amplitude, dict) else [self.amplitude]
-        for value in amplitudes:
+        for value in self._amplitudes():
             if not 0 < value < math.inf:
                 raise ValueError(f"amplitude={self.amplitude!r} must be positive, like {2**-8}")
         if not self.tau_hp > 0:
             raise ValueError(f"tau_hp={self.tau_hp!r} must be a positive number of time steps")
 
+    def _amplitudes(self) -> list[float]:
+        return list(self.amplitude.values()) if isinstance(self.amplitude, dict) else [self.amplitude]
+
     @staticmethod
     def _window(num_perturbations: int | None, tau_p: int, tau_theta: int | None) -> int:
         for name, value in (("num_perturbations", num_perturbations), ("tau_p", tau_p)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a positive whole number")
         if tau_theta is None:
             return (num_perturbations or 1) * tau_p
@@ -222,7 +231,10 @@ class MultiplexedGradientDescent(ClassificationRule):
             )
         if self.mode == "analog" and self.difference == "one_sided":
             raise ValueError("difference='one_sided' is of the discrete mode: mode='analog' has its high-pass filter")
-        if self.lr_scale == "mgd" and (self.perturb == "activations" or self.perturbation not in SAMPLERS):
+        by_law = self.perturb == "weights" and (
+            self.perturbation == "rademacher" or (self.perturbation == "gaussian" and self.engine != "per_sample")
+        )
+        if self.lr_scale == "mgd" and not by_law:
             raise ValueError("lr_scale='mgd' is a law of random codes of weights: leave it out here")
         if self.tau_x > self.tau_theta and self.mode == "discrete":
             warnings.warn(
@@ -237,9 +249,23 @@ class MultiplexedGradientDescent(ClassificationRule):
         return self.task == "classification"
 
     def check_network(self, network: nn.Module) -> None:
+        """Refuse a network of which the parameters cannot be perturbed as asked for."""
+        if self._chosen_engine(network) == "per_sample":
+            self._sample_codes(network)
+        else:
+            self._parameter_codes(network)
+
+    def _parameter_codes(self, network: nn.Module) -> ParameterCodes:
+        return ParameterCodes(network, self.perturbation, self.amplitude, self.seed, self.period)
+
+    def _sample_codes(self, network: nn.Module) -> WeightCodes | ActivationCodes:
+        kind = WeightCodes if self.perturb == "weights" else ActivationCodes
+        return kind(network, self.perturbation, self.amplitude, self.seed)
+
+    def _check_modes(self, network: nn.Module) -> None:
         """Refuse what makes the cost of a sample depend on chance, or on the other samples."""
         for name, module in network.named_modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and module.training:
+            if _draws(module):
                 raise TypeError(
                     f"layer {name!r} is a {type(module).__name__}: the cost would change by chance more than by a "
                     f"perturbation. Leave it out, or switch it off with .eval()."
@@ -273,7 +299,7 @@ class MultiplexedGradientDescent(ClassificationRule):
                 shape.
 
         Returns:
-            ``loss`` of the batch, and in distributed runs ``bytes_sent``.
+            ``loss`` of the batch, and in distributed runs ``bytes_sent`` by each rank.
 
         Raises:
             FloatingPointError: A cost is not finite, unless ``on_nonfinite='skip'``.
@@ -283,31 +309,44 @@ class MultiplexedGradientDescent(ClassificationRule):
             if self._estimator is None:
                 self._estimator = self._build_estimator(x, target)
             turn = Turn(self._calls, rank(), world_size())
-            self._estimator.scale = self._scale(len(x))
+            at_once = len(x) if isinstance(self._estimator, SampleEstimator) else 1
+            batches = turn.world * self.accumulate_grad_batches
+            self._estimator.scale = self._scale(at_once * self.num_perturbations * batches)
             estimate = self._estimator.estimate(x, target, turn)
             self._check_reading(estimate)
             self._estimator.add_gradient(estimate.coefficients, turn)
         self._calls += 1
-        self.cost_evaluations += estimate.evaluations * turn.world
-        self.samples_seen += len(x) * turn.world
-        values = {"loss": estimate.loss}
-        if turn.world > 1 and self._exchanges_scalars:
-            shared = torch.cat([estimate.coefficients, estimate.loss.view(1)]) * len(x)
-            self._pending.append((self._calls - 1, torch.cat([shared, shared.new_tensor([len(x)])])))
-            values["bytes_sent"] = torch.tensor(float(shared.element_size() * (len(shared) + 1) + 8))
-        return values
+        counts = sum_over_ranks(torch.tensor([estimate.evaluations, len(x)])).tolist()
+        self.cost_evaluations += counts[0]
+        self.samples_seen += counts[1]
+        if turn.world == 1:
+            return {"loss": estimate.loss}
+        sent = self.num_perturbed + 2
+        if self._exchanges_scalars:
+            # Without the scale, which depends on how many there are over all ranks.
+            unscaled = torch.cat([estimate.coefficients / self._estimator.scale, estimate.loss.view(1)]) * len(x)
+            self._pending.append((turn.call, torch.cat([unscaled, unscaled.new_tensor([len(x)])])))
+            sent = len(unscaled) + 1
+        # Two counts, and the length of the vector, are whole numbers of eight bytes.
+        return {"loss": estimate.loss, "bytes_sent": torch.tensor(float(sent * estimate.loss.element_size() + 24))}
 
     def _build_estimator(self, x: Tensor, target: Tensor) -> Estimator:
         network = self.built_network()
-        self.check_network(network)
+        self._check_modes(network)
         engine = self._chosen_engine(network)
         estimator: Estimator
         if engine == "per_sample":
-            kind = WeightCodes if self.perturb == "weights" else ActivationCodes
-            sample_codes = kind(network, self.perturbation, self.amplitude, self.seed)
+            sample_codes = self._sample_codes(network)
+            try:
+                self._check_single_samples(sample_codes, x, target)
+            except (TypeError, ValueError):
+                if self.engine != "auto" or self.perturb == "activations":
+                    raise
+                engine = "in_place"
+        if engine == "per_sample":
             estimator = SampleEstimator(sample_codes, self.sample_costs, self.num_perturbations, self.difference)
         else:
-            codes = ParameterCodes(network, self.perturbation, self.amplitude, self.seed, self.period)
+            codes = self._parameter_codes(network)
             evaluate = _ENGINES[engine](network, self._cost, codes)
             if self.engine == "auto" and not _runs(evaluate, x, target):
                 evaluate = InPlaceEngine(network, self._cost, codes)
@@ -322,6 +361,18 @@ class MultiplexedGradientDescent(ClassificationRule):
         estimator.cost_hooks, estimator.difference_hooks = self.cost_hooks, self.difference_hooks
         return estimator
 
+    def _check_single_samples(self, codes: WeightCodes | ActivationCodes, x: Tensor, target: Tensor) -> None:
+        """Refuse networks and costs that are not of single samples."""
+        if isinstance(codes, WeightCodes):
+            codes.check(x, torch.arange(len(x), device=x.device))
+        scores = codes.network(x)
+        mean, whole = self.sample_costs(scores, target).mean(), self._cost(scores, target)
+        if not torch.allclose(mean, whole, rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"the loss of a batch, {float(whole):.4g}, is not the mean over its samples, {float(mean):.4g}: with "
+                "class weights, a sum or samples that are left out, take engine='vmap' or 'in_place'"
+            )
+
     def _chosen_engine(self, network: nn.Module) -> str:
         if self.perturb == "activations":
             return "per_sample"
@@ -332,11 +383,9 @@ class MultiplexedGradientDescent(ClassificationRule):
         free = not self._given_times and self.mode == "discrete" and self.perturbation in SAMPLERS
         return "per_sample" if free and is_separable(network) else "in_place"
 
-    def _scale(self, batch: int) -> float:
-        scale = 1.0
-        if self.lr_scale == "mgd":
-            at_once = batch if isinstance(self._estimator, SampleEstimator) else 1
-            scale *= shrinkage(at_once * self.num_perturbations * world_size(), self.num_perturbed)
+    def _scale(self, perturbations: int) -> float:
+        """Factor of an estimate from so many perturbations."""
+        scale = shrinkage(perturbations, self.num_perturbed) if self.lr_scale == "mgd" else 1.0
         return scale * self.tau_theta if self.normalisation == "sum" else scale
 
     def _check_reading(self, estimate: Estimate) -> None:
@@ -346,7 +395,10 @@ class MultiplexedGradientDescent(ClassificationRule):
                 "weights are untouched. Check the data and the amplitude, lower the learning rate, or go on without "
                 "such steps: on_nonfinite='skip'."
             )
-        if self._calls or self.engine == "jvp":
+        # Larger amplitudes are as good as it gets, a flat start or a filter that begins is no fault of theirs.
+        if self._calls or self.engine == "jvp" or self.mode == "analog" or self.difference_hooks:
+            return
+        if min(self._amplitudes()) >= _GOOD_AMPLITUDE:
             return
         assert self._estimator is not None
         # Once, since it waits for the device.
@@ -377,7 +429,8 @@ class MultiplexedGradientDescent(ClassificationRule):
             target: ``(batch,)``, class numbers, or numbers ``(batch, ...)`` of the scores' shape.
         """
         if isinstance(self.loss, nn.Module):
-            found: Tensor = self.loss(scores, target)
+            elementwise = isinstance(self.loss, _ELEMENTWISE)
+            found: Tensor = self.loss(scores, _values(target, scores) if elementwise else target)
             return found
         if self.loss == "mse":
             return F.mse_loss(scores, _values(target, scores))
@@ -393,7 +446,7 @@ class MultiplexedGradientDescent(ClassificationRule):
         if type(self).loss_function is not MultiplexedGradientDescent.loss_function or isinstance(self.loss, nn.Module):
             return torch.vmap(lambda s, t: self._cost(s.unsqueeze(0), t.unsqueeze(0)))(scores, target)
         if self.loss == "mse":
-            return (scores - _values(target, scores)).square().flatten(1).mean(1)
+            return (scores - _values(target, scores)).square().reshape(len(scores), -1).mean(1)
         return F.cross_entropy(scores, target, reduction="none")
 
     # What others may ask
@@ -432,12 +485,13 @@ class MultiplexedGradientDescent(ClassificationRule):
         gathered = [(call, gather_vectors(vector)) for call, vector in self._pending]
         self._pending = []
         sums = torch.stack([row[-2:] for _, rows in gathered for row in rows]).sum(0)
+        scale = self._scale(sum(len(row) - 2 for _, rows in gathered for row in rows))
         for parameter in self.built_network().parameters():
             parameter.grad = None
         for call, rows in gathered:
             for number, row in enumerate(rows):
                 # In the same order everywhere: ranks must not differ by a rounding.
-                self._estimator.add_gradient(row[:-2] / sums[1], Turn(call, number, len(rows)))
+                self._estimator.add_gradient(row[:-2] * (scale / sums[1]), Turn(call, number, len(rows)))
         return sums[0] / sums[1]
 
     # Exact resume
@@ -468,8 +522,14 @@ class MultiplexedGradientDescent(ClassificationRule):
 
     def _check_repeats(self) -> None:
         needed = max(1, self.tau_x // self.tau_theta) if self.mode == "discrete" else self.tau_x
-        repeats = getattr(getattr(self.trainer, "datamodule", None), "repeat_batches", needed)
-        if repeats != needed:
+        repeats = getattr(getattr(self.trainer, "datamodule", None), "repeat_batches", None)
+        if repeats is None and needed > 1:
+            warnings.warn(
+                f"tau_x={self.tau_x}: a batch stays for {needed} training steps; the data must show each as often in a "
+                "row, which only a data module with repeat_batches can tell",
+                stacklevel=2,
+            )
+        elif repeats is not None and repeats != needed:
             raise MisconfigurationException(
                 f"tau_x={self.tau_x}: a batch stays for {needed} training steps, but comes {repeats} times in a row: "
                 f"set data.repeat_batches={needed}"
@@ -498,11 +558,20 @@ class MultiplexedGradientDescent(ClassificationRule):
             self._state = checkpoint.get(_STATE_KEY)
 
 
+def _draws(module: nn.Module) -> bool:
+    """Whether what a module gives depends on chance."""
+    if not module.training:
+        return False
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return module.dropout > 0
+    return isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+
+
 def _runs(engine: BatchedEngine | InPlaceEngine, x: Tensor, target: Tensor) -> bool:
     """Whether an engine gets through its network: ``torch.vmap`` knows no recurrent layers, and no branches."""
     first = torch.zeros(1, dtype=torch.int64, device=x.device)
     try:
-        engine.costs([(x[:1], target[:1])], first, first, (1,))
+        engine.costs([(x, target)], first, first, (1,))
     except RuntimeError:
         return False
     return True

@@ -20,7 +20,13 @@ from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.functional.counter_random import random_signs
 from lightning_nobp.functional.device import part_seed, unit_variation
 from lightning_nobp.nn import MLP
-from lightning_nobp.rules import Backprop, ClassificationRule, LearningRule
+from lightning_nobp.rules import (
+    Backprop,
+    ClassificationRule,
+    LearningRule,
+    MultiplexedGradientDescent,
+    ResidualCompensation,
+)
 
 SIGMOID = partial(MLP, hidden_dims=(8,), activation="sigmoid")
 
@@ -569,6 +575,35 @@ def test_networks_without_activation_modules_are_refused(tmp_path):
         MisconfigurationException, match=r"activation_variation=0\.1: Backprop has no activation .* nn\."
     ):
         fit(tmp_path, module, HardwareNoise(activation_variation=0.1))
+
+
+def test_closed_forms_are_refused(tmp_path):
+    rule = ResidualCompensation(num_classes=3, input_shape=(1, 2, 3))
+    with pytest.raises(MisconfigurationException, match="ResidualCompensation solves for its weights"):
+        trainer(tmp_path, callbacks=[HardwareNoise(update_noise=0.1)], max_epochs=-1).fit(rule, loader())
+
+
+@pytest.mark.parametrize("engine", ["vmap", "in_place", "per_sample"])
+def test_multiplexed_gradient_descent_resumes_on_the_same_device(tmp_path, engine):
+    noise = {"cost_noise": 1e-3, "update_noise": 1e-3, "weight_range": 2.0, "weight_bits": 8, "stuck_fraction": 0.1}
+    noise |= {"activation_variation": 0.1, "weight_rounding": "stochastic"}
+    if engine != "per_sample":
+        noise["readout_delay"] = 1
+
+    def run(ckpt_path=None, **options):
+        torch.manual_seed(0)
+        network = partial(MLP, hidden_dims=(8,), activation="tanh")
+        rule = MultiplexedGradientDescent(network=network, engine=engine, num_perturbations=3)
+        saved = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        callbacks = [saved, HardwareNoise(**options)] if options else [saved]
+        fit = trainer(tmp_path, max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+        fit.fit(rule, datamodule=DigitsDataModule(subset=200, val_size=40, batch_size=32), ckpt_path=ckpt_path)
+        return weights(rule)
+
+    whole = run(**noise)
+    for at in (2, 5, 7):
+        assert torch.equal(run(tmp_path / f"step={at}.ckpt", **noise), whole)
+    assert not torch.allclose(run(), whole)
 
 
 def test_rules_whose_optimizer_moves_nothing_are_refused(tmp_path):

@@ -218,13 +218,14 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_running_one(tmp_path):
         ("--out=a_file", "--out: 'a_file' is a file, not a folder"),
         ("--out=a_file/results", "--out: 'a_file' is a file, not a folder"),
         ("--set=trainer.max_epochs", "--set: 'trainer.max_epochs' is not KEY=VALUE"),
+        ("--record --vary=model.amplitude=1,2", "--record notes what recipes reach as they are"),
         ("--vary=model.amplitude", "--vary: 'model.amplitude' is not KEY=VALUE"),
         ("--vary=model.amplitude=1,,2", "--vary: 'model.amplitude=1,,2' has an empty value"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(nobp, tmp_path, option, message):
     (tmp_path / "a_file").touch()
-    run = nobp("compare", "digits/backprop", option)
+    run = nobp("compare", "digits/backprop", *option.split())
     assert run.status == 2
     assert message in run.err
     assert [p.name for p in tmp_path.iterdir()] == ["a_file"]
@@ -256,15 +257,17 @@ def test_values_are_tried_one_after_another(nobp, tmp_path):
     noise = ("--set", "trainer.callbacks+=lightning_nobp.callbacks.HardwareNoise")
     run = nobp(
         *("compare", "xor/mgd", "--out=out", "--set", "trainer.max_epochs=1", "--set", "data.repeats=20", *noise),
-        *("--vary", "trainer.callbacks.update_noise=0.001,10"),
+        *("--vary", "trainer.callbacks.update_noise=0.001,10", "--vary", "model.network.hidden_dims=[2],[3,2]"),
     )
     assert run.status == 0, run.err
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [r["recipe"] for r in content["results"]] == ["xor/mgd, update_noise=0.001", "xor/mgd, update_noise=10"]
-    assert content["results"][0]["test_loss"] < content["results"][1]["test_loss"]
+    changes = [f"update_noise={a}, hidden_dims={b}" for a in ("0.001", "10") for b in ("[2]", "[3,2]")]
+    assert [r["recipe"] for r in content["results"]] == [f"xor/mgd, {change}" for change in changes]
+    assert content["results"][0]["test_loss"] < content["results"][2]["test_loss"]
+    assert [r["parameters"] for r in content["results"][:2]] == [9, 20]
     # Central differences on four samples, twenty times.
     assert content["results"][0]["cost_evaluations"] == 2 * content["results"][0]["samples_seen"] == 160
-    assert (tmp_path / "out" / "xor" / "mgd" / "update_noise=10" / "seed-0" / "log.txt").is_file()
+    assert (tmp_path / "out" / "xor" / "mgd" / "update_noise=10,hidden_dims=[2]" / "seed-0" / "log.txt").is_file()
 
 
 def test_report_says_how_many_threads_there_were(monkeypatch):

@@ -195,7 +195,7 @@ NETWORKS = {
 def test_every_sample_sees_weights_of_its_own(name, kind, signs):
     make, shape = NETWORKS[name]
     net, x = make().double(), torch.randn(4, *shape, dtype=torch.float64)
-    codes = WeightCodes(net, kind, AMPLITUDE, 1)
+    codes = WeightCodes(net, kind, 0.004, 1)
     ids = torch.tensor([5, 2, 77, 2**30])
     found, layer_codes = codes.run(x, ids, signs), codes.layer_codes(ids)
     for block, sign in enumerate(signs):
