@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -96,10 +97,10 @@ class HardwareClock(Callback):
     accuracy by hardware seconds is drawn as ``hardware``, and written as ``hardware.csv`` into the run's folder.
 
     Args:
-        platform: A key of :data:`PLATFORMS`, whose times are assumptions, or a :class:`Platform`.
+        platform: A key of :data:`PLATFORMS`, whose times are assumptions, or a :class:`Platform`, or its times by name.
 
     Raises:
-        ValueError: An unknown platform.
+        ValueError: An unknown platform, or time.
         MisconfigurationException: The module counts no cost evaluations.
 
     References:
@@ -107,7 +108,7 @@ class HardwareClock(Callback):
         modern datasets on hardware neural networks without backpropagation", arXiv 2303.03986, for the time constants.
     """
 
-    def __init__(self, platform: str | Platform = "chip_in_the_loop") -> None:
+    def __init__(self, platform: str | Platform | Mapping[str, float] = "chip_in_the_loop") -> None:
         if isinstance(platform, str):
             if platform not in PLATFORMS:
                 raise ValueError(
@@ -115,6 +116,13 @@ class HardwareClock(Callback):
                     "of your own, on the command line platform.update_seconds=... and so on"
                 )
             platform = PLATFORMS[platform]
+        if isinstance(platform, Mapping):
+            unknown = set(platform) - {entry.name for entry in fields(Platform)}
+            if unknown:
+                raise ValueError(
+                    f"platform has no {unknown.pop()!r}: it has {', '.join(e.name for e in fields(Platform))}"
+                )
+            platform = Platform(**platform)
         self.platform = platform
         self.points: list[Point] = []
         self._seconds_before = 0.0

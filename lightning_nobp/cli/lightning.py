@@ -1,5 +1,6 @@
 """``nobp fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with the rules in it."""
 
+import linecache
 import logging
 import os
 import re
@@ -262,7 +263,24 @@ def main(arguments: list[str]) -> int:
     except _SAY_ENOUGH as error:
         print(f"nobp: {error}", file=sys.stderr)
         return 1
+    except (TypeError, ValueError) as error:
+        if not _is_refusal(error):
+            raise
+        print(f"nobp: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether this package raised it itself, on purpose, and not something that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    if trace is None or not module.startswith("lightning_nobp."):
+        return False
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    return line.strip().startswith("raise ")
 
 
 def quieten() -> None:

@@ -256,6 +256,11 @@ class ImageDataModule(LightningDataModule):
             pad=self.pad_shards and train,
             repeats=self.repeat_batches if train else 1,
         )
+        if train and not len(sampler):
+            raise ValueError(
+                f"drop_last=True: {len(chosen)} training samples make no full batch of batch_size={self.batch_size} on "
+                f"{sampler.world_size} processes: take smaller batches, or drop_last=False"
+            )
         return ResumableLoader(
             ImageBatches(source, chosen, self.mean, self.std, transform, self.with_index),
             sampler,

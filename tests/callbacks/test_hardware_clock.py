@@ -171,6 +171,9 @@ def test_platforms_are_options_of_the_command_line(options, platform):
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="platform='abacus' is not one of 'chip_in_the_loop', 'memristive'"):
         HardwareClock("abacus")
+    with pytest.raises(ValueError, match="platform has no 'update_second': it has perturbation_seconds"):
+        HardwareClock({"update_second": 1.0})
+    assert HardwareClock({"update_seconds": 1.0}).platform == Platform(update_seconds=1.0)
     with pytest.raises(ValueError, match="update_seconds=-1 must not be negative"):
         Platform(update_seconds=-1)
     with pytest.raises(

@@ -578,7 +578,7 @@ def test_networks_without_activation_modules_are_refused(tmp_path):
 
 
 def test_closed_forms_are_refused(tmp_path):
-    rule = ResidualCompensation(num_classes=3, input_shape=(1, 2, 3))
+    rule = ResidualCompensation()
     with pytest.raises(MisconfigurationException, match="ResidualCompensation solves for its weights"):
         trainer(tmp_path, callbacks=[HardwareNoise(update_noise=0.1)], max_epochs=-1).fit(rule, loader())
 

@@ -136,6 +136,35 @@ def test_what_the_trainer_must_not_be_given_is_said_without_a_traceback(nobp, qu
     assert "Traceback" not in run.err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model.amplitude={'*.bias': 0.01}",), "has no pattern for parameter '1.weight'"),
+        (("--data.batch_size=5000",), "training samples make no full batch of batch_size=5000"),
+        (
+            ("--data.batch_size=3", "--model.engine=vmap", "--model.num_perturbations=8", "--model.tau_x=1"),
+            "a window of",
+        ),
+        (("--data.subset=20", "--data.val_size=50"), "val_size=50"),
+    ],
+)
+def test_what_shows_only_with_the_data_is_said_in_a_line(nobp, options, message):
+    run = nobp("fit", "--config", "digits/mgd", *options)
+    assert run.status == 2
+    assert run.err.startswith("nobp: ")
+    assert message in run.err
+    assert len(run.err.strip().splitlines()) == 1
+
+
+def test_an_error_of_somebody_elses_code_keeps_its_traceback(nobp, quick):
+    Path("broken.py").write_text(
+        "from lightning_nobp.rules import Backprop\n\n\n"
+        "class Broken(Backprop):\n    def compute_gradients(self, batch):\n        return {'loss': int('x')}\n"
+    )
+    with pytest.raises(ValueError, match="invalid literal"):
+        nobp("fit", "--model=broken.Broken", "--data=DigitsDataModule", *quick)
+
+
 def test_the_command_that_fit_prints_last_tests_what_it_trained(in_trained, nobp):
     command = shlex.split(in_trained.out.rpartition("next: nobp ")[2])
     assert command == ["test", "--config", "runs/digits/backprop/version_0/config.yaml", "--ckpt_path", "best"]

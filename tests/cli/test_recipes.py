@@ -15,6 +15,7 @@ def test_recipe(nobp, data, tmp_path, monkeypatch, recipe):
         f"--data.root={root}",
         "--data.subset=null",
         "--data.val_size=0.5",
+        "--data.drop_last=false",
         "--trainer.enable_model_summary=false",
     )
     logger = ("--config", "loggers/wandb", "--trainer.logger.offline=true")

@@ -42,6 +42,13 @@ def test_repeated_batches_are_the_same_tensors():
     assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
 
 
+def test_batches_that_are_all_left_out_are_named():
+    data = DigitsDataModule(batch_size=2000, drop_last=True)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"drop_last=True: .* training samples make no full batch of batch_size=2000"):
+        data.train_dataloader()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_goes_on_between_two_showings_of_a_batch(num_workers):
     stopped, fresh = (set_up(repeat_batches=3, num_workers=num_workers).train_dataloader() for _ in range(2))
