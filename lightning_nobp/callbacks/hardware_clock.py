@@ -122,7 +122,7 @@ class HardwareClock(Callback):
                 raise ValueError(
                     f"platform has no {unknown.pop()!r}: it has {', '.join(e.name for e in fields(Platform))}"
                 )
-            platform = Platform(**platform)
+            platform = Platform(**cast(dict[str, Any], platform))
         self.platform = platform
         self.points: list[Point] = []
         self._seconds_before = 0.0
