@@ -336,17 +336,24 @@ class InPlaceEngine:
                 parameters[name].data = data
 
     def _checked_owners(self, x: Tensor, target: Tensor, step: Tensor) -> dict[nn.Module, list[str]]:
-        """Where to exchange parameters; all at once if some are used by modules that do not hold them."""
-        names = list(self.codes.parameters)
-        self._owners = self._find_owners(x)
-        [[cost]] = self.costs([(x, target)], step, torch.zeros_like(step), (1,))
-        changes = self.codes.perturbations(step, names)
-        perturbed = {name: p + changes[name][0] for name, p in self.codes.parameters.items()}
-        expected = self.cost(functional_call(self.network, perturbed, (x,)), target)
-        effect = (expected - self.cost(self.network(x), target)).abs()
-        rounding = 8 * torch.finfo(expected.dtype).eps * expected.abs()
-        missed = bool((cost - expected).abs() > 0.01 * effect + rounding)
-        return {self.network: names} if missed else self._owners
+        """Where to exchange each parameter: around the whole pass, if modules that do not hold it use it too."""
+        owners = self._find_owners(x)
+        unperturbed = self.cost(self.network(x), target)
+        rounding = 8 * torch.finfo(unperturbed.dtype).eps * unperturbed.abs()
+
+        def cost(places: dict[nn.Module, list[str]]) -> Tensor:
+            self._owners = places
+            return self.costs([(x, target)], step, torch.zeros_like(step), (1,))[0, 0]
+
+        whole = []
+        for name in self.codes.parameters:
+            everywhere = cost({self.network: [name]})
+            here = cost({owner: [name] for owner, names in owners.items() if name in names})
+            if bool((here - everywhere).abs() > 0.01 * (everywhere - unperturbed).abs() + rounding):
+                whole.append(name)
+        owners = {owner: [name for name in names if name not in whole] for owner, names in owners.items()}
+        owners[self.network] = owners.get(self.network, []) + whole
+        return {owner: names for owner, names in owners.items() if names}
 
     def _find_owners(self, x: Tensor) -> dict[nn.Module, list[str]]:
         """The module that holds each parameter, or the nearest one around it that is called as a module."""
