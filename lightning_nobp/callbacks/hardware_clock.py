@@ -208,6 +208,7 @@ def hardware_figure(points: list[Point]) -> "Figure":
         points: A validation each.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     # A logarithmic axis has no zero.
     found = [p for p in points if "val_accuracy" in p and p["hardware_seconds"] > 0]
@@ -216,5 +217,7 @@ def hardware_figure(points: list[Point]) -> "Figure":
     marker = "o" if len(found) <= 20 else None
     axes.plot([p["hardware_seconds"] for p in found], [100 * p["val_accuracy"] for p in found], marker=marker)
     axes.set(xlabel="hardware seconds", ylabel="validation accuracy, %", xscale="log")
+    # Within a decade the labels between its ends would lie on each other.
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     return figure

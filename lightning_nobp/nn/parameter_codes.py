@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
+from torch.nn.modules.conv import _ConvNd as _Convolution
 
 from lightning_nobp.functional.perturbation import code_period, code_power, perturbation_codes
 from lightning_nobp.nn.backprop import accumulate_grad
@@ -176,6 +177,9 @@ class BatchedEngine:
         Returns:
             ``(readings, signs)``.
         """
+        if len(signs) > 1 and any(isinstance(m, _Convolution) for m in self.network.modules()):
+            # Convolutions with weights of their own become groups of one, and many groups are slower than few.
+            return torch.cat([self.costs(shown, steps, slots, (sign,)) for sign in signs], dim=1)
         found, order = [], []
         inner = None if len(shown) == 1 else 0
         for chosen, x, target in self._groups(shown, steps, slots):

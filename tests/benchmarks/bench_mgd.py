@@ -10,7 +10,6 @@ perturbation of single samples counts once for every sample of the batch, since 
 
 import argparse
 import gc
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lightning_nobp.cli.measured_run import _forget_peak, _peak_bytes
 from lightning_nobp.functional.counter_random import random_signs
 from lightning_nobp.nn import CNN, MLP, SigmoidMLP
 from lightning_nobp.rules import MultiplexedGradientDescent
@@ -146,7 +146,9 @@ def peak_memory(variant: str) -> float:
     network = nn.Sequential(*[layer for _ in range(16) for layer in (nn.Linear(1024, 1024), nn.ReLU())])
     x, y = torch.rand(8, 1024), torch.arange(8)
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Imports have had a peak of their own.
+    _forget_peak()
+    before = _peak_bytes()
     if variant == "inference":
         with torch.no_grad():
             network(x)
@@ -156,7 +158,7 @@ def peak_memory(variant: str) -> float:
         plain_loop(network, x, y)()
     else:
         ours(network, x, y, engine=variant)()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak_bytes() - before) / 2**20
 
 
 def memory() -> None:
