@@ -328,7 +328,7 @@ def test_value_that_is_no_number_is_named(tmp_path, value):
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        (torch.zeros(4, 1, 2, 3), TypeError, r"learns from batches \(inputs, class numbers\)"),
+        (torch.zeros(4, 1, 2, 3), TypeError, r"learns from batches \(inputs, targets\)"),
         ((torch.zeros(4, 1, 2, 4), torch.zeros(4).long()), ValueError, r"\(1, 2, 4\).*input_shape=\(1, 2, 3\)"),
         ((torch.zeros(4, 1, 2, 3), torch.tensor([0, 1, 2, 3])), ValueError, "targets from 0 to 3.*num_classes=3"),
         ((torch.zeros(4, 1, 2, 3), torch.tensor([-1, 1, 2, 0])), ValueError, "targets from -1 to 2"),
