@@ -1,13 +1,12 @@
 """What each layer of a network that grows adds."""
 
-import csv
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_nobp.callbacks.figures import log_figure
 from lightning_nobp.callbacks.growth import check_growth
-from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.callbacks.run_folder import write_csv
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 
 if TYPE_CHECKING:
@@ -85,12 +84,8 @@ class DepthCurve(Callback):
         if not self.points or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         log_figure(trainer, "depth", depth_figure(self.points))
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "depth.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["depth", "residual", "train/accuracy", "val/accuracy", "val/loss"])
-            writer.writeheader()
-            writer.writerows(self.points)
+        columns = ["depth", "residual", "train/accuracy", "val/accuracy", "val/loss"]
+        write_csv(trainer, "depth.csv", columns, self.points)
 
 
 def depth_figure(points: list[Point]) -> "Figure":

@@ -1,6 +1,5 @@
 """How long a training would take on hardware that is not there."""
 
-import csv
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_nobp.callbacks.figures import log_figure
-from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.callbacks.run_folder import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,12 +180,7 @@ class HardwareClock(Callback):
         if not self.points or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         log_figure(trainer, "hardware", hardware_figure(self.points))
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "hardware.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.points)
+        write_csv(trainer, "hardware.csv", COLUMNS, self.points)
 
     def _elapsed(self) -> float:
         """Seconds of this fit and of those that it goes on from."""

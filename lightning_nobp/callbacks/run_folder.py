@@ -1,8 +1,28 @@
 """Where a run keeps its files."""
 
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
+
+
+def write_csv(trainer: Trainer, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table into the folder of this run.
+
+    Args:
+        trainer: The running trainer, on the main process.
+        name: Of the file.
+        columns: In order; a row may lack some.
+        rows: By column.
+    """
+    folder = run_folder(trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def run_folder(trainer: Trainer) -> Path:

@@ -47,7 +47,7 @@ def schedule(tau_p: int, tau_theta: int, tau_x: int) -> Schedule:
     Raises:
         ValueError: A time constant that is no positive integer, or does not fit the others.
     """
-    check_time_constants(tau_p=tau_p, tau_theta=tau_theta, tau_x=tau_x)
+    check_counts(tau_p=tau_p, tau_theta=tau_theta, tau_x=tau_x)
     if tau_theta % tau_p:
         raise ValueError(
             f"tau_theta={tau_theta} is no multiple of tau_p={tau_p}: the parameters would move under a perturbation; "
@@ -63,15 +63,15 @@ def schedule(tau_p: int, tau_theta: int, tau_x: int) -> Schedule:
     return Schedule(distinct[:, 0], distinct[:, 1], reading, max(1, tau_theta // tau_x))
 
 
-def check_time_constants(**times: int) -> None:
-    """Refuse time constants that are no positive whole numbers.
+def check_counts(**counts: int) -> None:
+    """Refuse counts, of time steps or perturbations, that are no positive whole numbers.
 
     Raises:
         ValueError: Names the first.
     """
-    for name, value in times.items():
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a positive whole number of time steps")
+            raise ValueError(f"{name}={value!r} must be a positive whole number")
 
 
 def high_pass(state: Tensor, change: Tensor, time_constant: float) -> Tensor:

@@ -135,10 +135,11 @@ class WindowEstimator(Estimator):
         if self.difference == "central":
             costs = self._read(self.engine.costs(shown, steps, window.slot, (1, -1))[window.reading])
             return (costs[:, 0] - costs[:, 1]) / 2, costs.mean(1)
-        costs = self._read(self.engine.costs(shown, steps, window.slot, (1,))[window.reading, 0])
         slots = torch.arange(len(shown), device=steps.device)
         unperturbed = self._read(self.engine.costs(shown, steps[:1].expand(len(shown)), slots, (0,))[:, 0])
         reference = unperturbed[window.slot[window.reading]]
+        # Last, so that their codes are still there for the gradient.
+        costs = self._read(self.engine.costs(shown, steps, window.slot, (1,))[window.reading, 0])
         return costs - reference, reference
 
     def _evaluations(self, held: Tensor, batch: int) -> int:
@@ -185,8 +186,8 @@ class SampleEstimator(Estimator):
         """
         if len(x) * turn.world > _MOST_SAMPLES:
             raise ValueError(f"a batch of {len(x)} samples is too large: {_MOST_SAMPLES} over all processes at most")
-        found = [self._one_pass(x, target, self._ids(turn, number, len(x), x.device)) for number in self._numbers()]
-        coefficients, losses = zip(*found, strict=True)
+        passes = [self._ids(turn, number, len(x), x.device) for number in range(self.num_perturbations)]
+        coefficients, losses = zip(*(self._one_pass(x, target, ids) for ids in passes), strict=True)
         return Estimate(torch.cat(coefficients), torch.stack(losses).mean(), 2 * len(x) * self.num_perturbations)
 
     def _one_pass(self, x: Tensor, target: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,9 +200,6 @@ class SampleEstimator(Estimator):
             # What these codes are multiplied with is alive now.
             self.codes.add_gradient(coefficients)
         return coefficients, costs.mean() if self.signs[1] else costs[1].mean()
-
-    def _numbers(self) -> range:
-        return range(self.num_perturbations)
 
     def _ids(self, turn: Turn, number: int, batch: int, device: torch.device) -> Tensor:
         """Numbers of perturbations, the same whether samples are spread over processes in turn or not."""

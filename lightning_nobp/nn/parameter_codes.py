@@ -292,7 +292,7 @@ class InPlaceEngine:
     def costs(self, shown: Shown, steps: Tensor, slots: Tensor, signs: tuple[int, ...]) -> Tensor:
         """The cost under each perturbation, see :meth:`BatchedEngine.costs`."""
         if self._owners is None:
-            self._owners = self._checked_owners(*shown[0], steps[:1])
+            self._owners = self._checked_owners(*shown[0])
         rows = []
         with self._hooked():
             for step, slot in zip(torch.split(steps, 1), slots.tolist(), strict=True):
@@ -339,15 +339,20 @@ class InPlaceEngine:
             for name, data in untouched.items():
                 parameters[name].data = data
 
-    def _checked_owners(self, x: Tensor, target: Tensor, step: Tensor) -> dict[nn.Module, list[str]]:
+    def _checked_owners(self, x: Tensor, target: Tensor) -> dict[nn.Module, list[str]]:
         """Where to exchange each parameter: around the whole pass, if modules that do not hold it use it too."""
         owners = self._find_owners(x)
         unperturbed = self.cost(self.network(x), target)
         rounding = 8 * torch.finfo(unperturbed.dtype).eps * unperturbed.abs()
+        # Signs, whatever the codes: every entry of every parameter must show.
+        probe = InPlaceEngine(
+            self.network, self.cost, ParameterCodes(self.network, "rademacher", self.codes.amplitudes, self.codes.seed)
+        )
+        first = torch.zeros(1, dtype=torch.int64, device=x.device)
 
         def cost(places: dict[nn.Module, list[str]]) -> Tensor:
-            self._owners = places
-            return self.costs([(x, target)], step, torch.zeros_like(step), (1,))[0, 0]
+            probe._owners = places
+            return probe.costs([(x, target)], first, first, (1,))[0, 0]
 
         whole = []
         for name in self.codes.parameters:

@@ -1,6 +1,7 @@
 """A network in which every sample of a batch is perturbed in its own way: a batch of perturbations in one pass."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -24,12 +25,14 @@ SAMPLERS: dict[str, Callable[[int, Tensor, int, int], Tensor]] = {
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_LayerCodes = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Codes of a layer's outputs, inputs, bias, and of the places in its kernel."""
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _NEXT_LAYER = 2**40
 """Numbers between the codes of one layer's activations and the next's: more than any has."""
 
 
-class SampleCodes:
+class SampleCodes(ABC):
     """Base of the passes in which every sample has codes of its own.
 
     Args:
@@ -53,7 +56,6 @@ class SampleCodes:
             )
         self.network, self.kind, self.seed = network, kind, seed
         self.layers = _trained_layers(network, self.layer_types)
-        self._ids = torch.empty(0, dtype=torch.int64)
         named = {f"{n}.{own}": p for n, layer in self.layers.items() for own, p in layer.named_parameters()}
         trained = {name: p for name, p in named.items() if p.requires_grad}
         found = amplitudes_of(trained, amplitude)
@@ -94,7 +96,7 @@ class SampleCodes:
                     "samples are mixed, so that none can have a perturbation of its own; take engine='in_place'"
                 )
             if isinstance(layer, nn.Conv2d):
-                # What follows keeps the order, and torch pools five times faster in it.
+                # What follows keeps the order, and torch pools several times faster in it.
                 y = y.contiguous(memory_format=torch.channels_last)
             h, blocks = (torch.unflatten(t, 0, (-1, batch)) for t in (h, y))
             change, code = self._change(cast(_Layer, layer), h, blocks)
@@ -110,9 +112,11 @@ class SampleCodes:
             for handle in handles:
                 handle.remove()
 
+    @abstractmethod
     def _begin(self, ids: Tensor) -> None:
         """Make ready for a pass."""
 
+    @abstractmethod
     def _change(self, layer: _Layer, h: Tensor, y: Tensor) -> tuple[Tensor | float, Tensor]:
         """What a layer's perturbation adds to its output: a product, which broadcasts to the shape of ``y``.
 
@@ -121,7 +125,6 @@ class SampleCodes:
             h: Its input ``(blocks, batch, ...)``; one block, or one for each sign.
             y: Its output ``(blocks, batch, ...)``.
         """
-        raise NotImplementedError
 
     def _draw(self, ids: Tensor, start: int, size: int) -> Tensor:
         return SAMPLERS[self.kind](self.seed, ids, start, start + size)
@@ -133,7 +136,7 @@ class WeightCodes(SampleCodes):
     def _begin(self, ids: Tensor) -> None:
         self._ids, self._codes = ids, self.layer_codes(ids)
 
-    def layer_codes(self, ids: Tensor) -> dict[_Layer, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def layer_codes(self, ids: Tensor) -> dict[_Layer, _LayerCodes]:
         """Of each layer: codes of outputs, inputs, the bias, and places ``(batch, ...)``."""
         shapes = {layer: _code_sizes(layer) for layer in self.layers.values()}
         drawn = self._draw(ids, 0, sum(map(sum, shapes.values())))
@@ -171,16 +174,9 @@ class WeightCodes(SampleCodes):
         """
         perturbed, codes = {}, self.layer_codes(ids[sample : sample + 1])
         for name, layer in self.layers.items():
-            outputs, inputs, bias, places = codes[layer]
-            factors = (inputs,) if isinstance(layer, nn.Linear) else (inputs, places)
-            pairs: tuple[tuple[str, tuple[Tensor, ...]], ...] = (("weight", factors), ("bias", (bias,)))
-            for own, of_inputs in pairs:
-                parameter = getattr(layer, own)
-                if parameter is not None and parameter.requires_grad:
-                    change = separable_gradient(torch.ones_like(outputs[:, 0]), outputs, *of_inputs)
-                    perturbed[f"{name}.{own}"] = parameter + sign * self.amplitudes[parameter] * change.view_as(
-                        parameter
-                    )
+            for own, parameter, factors in _parts(layer, codes[layer]):
+                change = separable_gradient(factors[0].new_full((1,), sign * self.amplitudes[parameter]), *factors)
+                perturbed[f"{name}.{own}"] = parameter + change.view_as(parameter)
         return perturbed
 
     @torch.no_grad()
@@ -211,16 +207,10 @@ class WeightCodes(SampleCodes):
         """
         # The pass just made has its codes still; those of other processes are drawn here.
         codes = self._codes if torch.equal(ids, self._ids) else self.layer_codes(ids)
-        for layer, (outputs, inputs, bias, places) in codes.items():
-            factors = (inputs,) if isinstance(layer, nn.Linear) else (inputs, places)
-            pairs: tuple[tuple[Tensor | None, tuple[Tensor, ...]], ...] = (
-                (layer.weight, factors),
-                (layer.bias, (bias,)),
-            )
-            for parameter, of_inputs in pairs:
-                if parameter is not None and parameter.requires_grad:
-                    weighted = coefficients.to(outputs.dtype) / self.amplitudes[parameter]
-                    accumulate_grad(parameter, separable_gradient(weighted, outputs, *of_inputs).view_as(parameter))
+        for layer, of_layer in codes.items():
+            for _, parameter, factors in _parts(layer, of_layer):
+                weighted = coefficients.to(parameter.dtype) / self.amplitudes[parameter]
+                accumulate_grad(parameter, separable_gradient(weighted, *factors).view_as(parameter))
 
 
 class ActivationCodes(SampleCodes):
@@ -248,7 +238,11 @@ class ActivationCodes(SampleCodes):
         codes = codes.view_as(one.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Conv2d) else codes.view_as(one)
         # Halfway between both signs the input is that of the unperturbed network, up to second order.
         self._seen.append((layer, h.mean(0) if len(h) > 1 else h[0], codes))
-        return self.amplitudes[layer.weight], codes
+        return self._amplitude(layer), codes
+
+    def _amplitude(self, layer: _Layer) -> float:
+        """That of the weight; of a layer that trains its bias alone, of that."""
+        return self.amplitudes[layer.weight if layer.weight.requires_grad else cast(Tensor, layer.bias)]
 
     @torch.no_grad()
     def add_gradient(self, coefficients: Tensor) -> None:
@@ -258,7 +252,7 @@ class ActivationCodes(SampleCodes):
             coefficients: ``(batch,)``, cost differences with their weights.
         """
         for layer, h, codes in self._seen:
-            c = coefficients.to(codes.dtype) / self.amplitudes[layer.weight]
+            c = coefficients.to(codes.dtype) / self._amplitude(layer)
             errors = codes * c.view(-1, *[1] * (codes.dim() - 1))
             needed: dict[str, Any] = {"needs_input_grad": False, "needs_weight_grad": layer.weight.requires_grad}
             if isinstance(layer, nn.Conv2d):
@@ -284,13 +278,13 @@ def is_separable(network: nn.Module) -> bool:
 def _trained_layers(network: nn.Module, known: tuple[type[nn.Module], ...]) -> dict[str, _Layer]:
     layers: dict[str, _Layer] = {}
     for name, module in network.named_modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        own = {n for n, p in module.named_parameters(recurse=False) if p.requires_grad}
         if not own:
             continue
-        # A subclass with its own forward computes something else than the hooks assume.
-        kind = next((k for k in known if isinstance(module, k) and type(module).forward is k.forward), None)
-        if {n for n, p in module.named_parameters(recurse=False) if p.requires_grad} - {"weight", "bias"}:
-            kind = None  # Weights that are computed, by pruning or weight normalisation.
+        # A subclass with its own forward computes something else than the hooks assume, and so does a layer whose
+        # weight is computed, by pruning or weight normalisation.
+        kinds = (k for k in known if isinstance(module, k) and type(module).forward is k.forward)
+        kind = next(kinds, None) if own <= {"weight", "bias"} else None
         padded = getattr(module, "padding_mode", "zeros")
         if kind is None or padded != "zeros":
             why = f" with padding_mode={padded!r}" if kind else ""
@@ -301,6 +295,16 @@ def _trained_layers(network: nn.Module, known: tuple[type[nn.Module], ...]) -> d
             )
         layers[name] = cast(_Layer, module)
     return layers
+
+
+def _parts(layer: _Layer, codes: _LayerCodes) -> Iterator[tuple[str, nn.Parameter, tuple[Tensor, ...]]]:
+    """Name, parameter, and the factors of its code, for what a layer trains."""
+    outputs, inputs, bias, places = codes
+    weight = (outputs, inputs) if isinstance(layer, nn.Linear) else (outputs, inputs, places)
+    for own, factors in (("weight", weight), ("bias", (outputs, bias))):
+        parameter = getattr(layer, own)
+        if parameter is not None and parameter.requires_grad:
+            yield own, parameter, factors
 
 
 def _code_sizes(layer: _Layer) -> list[int]:

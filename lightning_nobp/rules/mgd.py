@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.functional.multiplexing import check_time_constants, schedule, shrinkage
+from lightning_nobp.functional.multiplexing import check_counts, schedule, shrinkage
 from lightning_nobp.functional.perturbation import CODES, code_period
 from lightning_nobp.nn.multiplexed import (
     AnalogEstimator,
@@ -149,7 +148,7 @@ class MultiplexedGradientDescent(ClassificationRule):
             code_period(perturbation, 0, period)
         self.tau_theta = self._window(num_perturbations, tau_p, tau_theta)
         self.tau_x = self.tau_theta if tau_x is None else tau_x
-        check_time_constants(tau_p=self.tau_p, tau_theta=self.tau_theta, tau_x=self.tau_x)
+        check_counts(tau_p=self.tau_p, tau_theta=self.tau_theta, tau_x=self.tau_x)
         # Of the analog form a batch is one time step, and nothing ends.
         discrete = mode == "discrete"
         self._schedule = schedule(self.tau_p, self.tau_theta, self.tau_x) if discrete else schedule(1, 1, 1)
@@ -197,9 +196,7 @@ class MultiplexedGradientDescent(ClassificationRule):
 
     @staticmethod
     def _window(num_perturbations: int | None, tau_p: int, tau_theta: int | None) -> int:
-        for name, value in (("num_perturbations", num_perturbations), ("tau_p", tau_p)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise ValueError(f"{name}={value!r} must be a positive whole number")
+        check_counts(tau_p=tau_p, num_perturbations=1 if num_perturbations is None else num_perturbations)
         if tau_theta is None:
             return (num_perturbations or 1) * tau_p
         if num_perturbations is not None and num_perturbations * tau_p != tau_theta:
@@ -334,44 +331,49 @@ class MultiplexedGradientDescent(ClassificationRule):
         network = self.built_network()
         self._check_modes(network)
         engine = self._chosen_engine(network)
-        estimator: Estimator
-        if engine == "per_sample":
-            sample_codes = self._sample_codes(network)
-            try:
-                self._check_single_samples(sample_codes, x, target)
-            except (TypeError, ValueError):
-                if self.engine != "auto" or self.perturb == "activations":
-                    raise
-                engine = "in_place"
-        if engine == "per_sample":
-            estimator = SampleEstimator(sample_codes, self.sample_costs, self.num_perturbations, self.difference)
-        else:
-            codes = self._parameter_codes(network)
-            evaluate = _ENGINES[engine](network, self._cost, codes)
-            if self.engine == "auto" and not _runs(evaluate, x, target):
-                evaluate = InPlaceEngine(network, self._cost, codes)
-            if self.mode == "analog":
-                times: dict[str, Any] = {name: getattr(self, name) for name in _TIMES}
-                estimator = AnalogEstimator(codes, evaluate, **times)
-                estimator.time, estimator.filters = self._analog_time, self._analog_filters
-            else:
-                estimator = WindowEstimator(codes, evaluate, self._schedule, self.difference)
         if self.cost_hooks and engine == "jvp":
             raise MisconfigurationException("engine='jvp' reads no costs: noise of the read-out needs another engine")
+        estimator: Estimator | None = None
+        if engine == "per_sample":
+            estimator, engine = self._sample_estimator(network, x, target), "in_place"
+        estimator = estimator or self._parameter_estimator(network, engine, x, target)
         estimator.cost_hooks, estimator.difference_hooks = self.cost_hooks, self.difference_hooks
         return estimator
 
-    def _check_single_samples(self, codes: WeightCodes | ActivationCodes, x: Tensor, target: Tensor) -> None:
-        """Refuse networks and costs that are not of single samples."""
-        if isinstance(codes, WeightCodes):
-            codes.check(x, torch.arange(len(x), device=x.device))
-        scores = codes.network(x)
+    def _sample_estimator(self, network: nn.Module, x: Tensor, target: Tensor) -> SampleEstimator | None:
+        """None where single samples are not asked for, and turn out not to exist."""
+        codes = self._sample_codes(network)
+        try:
+            # Activations too stand for weights that are used in their own layers, and for samples on their own.
+            weights = WeightCodes(network, self.perturbation, self.amplitude, self.seed)
+            weights.check(x, torch.arange(len(x), device=x.device))
+            self._check_mean(network(x), target)
+        except (TypeError, ValueError):
+            if self.engine == "auto" and self.perturb == "weights":
+                return None
+            raise
+        return SampleEstimator(codes, self.sample_costs, self.num_perturbations, self.difference)
+
+    def _check_mean(self, scores: Tensor, target: Tensor) -> None:
+        """Refuse a cost that is not of single samples."""
         mean, whole = self.sample_costs(scores, target).mean(), self._cost(scores, target)
         if not torch.allclose(mean, whole, rtol=1e-3, atol=1e-6, equal_nan=True):
             raise ValueError(
                 f"the loss of a batch, {float(whole):.4g}, is not the mean over its samples, {float(mean):.4g}: with "
                 "class weights, a sum or samples that are left out, take engine='vmap' or 'in_place'"
             )
+
+    def _parameter_estimator(self, network: nn.Module, engine: str, x: Tensor, target: Tensor) -> Estimator:
+        codes = self._parameter_codes(network)
+        evaluate = _ENGINES[engine](network, self._cost, codes)
+        if self.engine == "auto" and not _runs(evaluate, x, target):
+            evaluate = InPlaceEngine(network, self._cost, codes)
+        if self.mode == "discrete":
+            return WindowEstimator(codes, evaluate, self._schedule, self.difference)
+        times: dict[str, Any] = {name: getattr(self, name) for name in _TIMES}
+        estimator = AnalogEstimator(codes, evaluate, **times)
+        estimator.time, estimator.filters = self._analog_time, self._analog_filters
+        return estimator
 
     def _chosen_engine(self, network: nn.Module) -> str:
         if self.perturb == "activations":
@@ -538,11 +540,12 @@ class MultiplexedGradientDescent(ClassificationRule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the number of the next perturbation, counters, filters, and what waits for its update."""
         super().on_save_checkpoint(checkpoint)
-        analog = self._estimator if isinstance(self._estimator, AnalogEstimator) else None
+        if isinstance(self._estimator, AnalogEstimator):
+            self._analog_time, self._analog_filters = self._estimator.time, self._estimator.filters
         own = {
             "pending": [(call, vector.cpu()) for call, vector in self._pending],
-            "time": analog.time if analog else 0,
-            "filters": {name: value.cpu() for name, value in analog.filters.items()} if analog else {},
+            "time": self._analog_time,
+            "filters": {name: value.cpu() for name, value in self._analog_filters.items()},
         }
         checkpoint[_STATE_KEY] = {
             "calls": self._calls,

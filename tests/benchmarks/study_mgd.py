@@ -52,14 +52,16 @@ def cost(weights: Tensor, chosen: slice) -> Tensor:
     return (outputs(weights, BITS[chosen]) - PARITY[chosen]).square().mean(1)
 
 
-def train_xor(kind: str, steps: int, rate: float, tau_theta: int) -> tuple[Tensor, Tensor]:
+def train_xor(kind: str, steps: int, rate: float, tau_theta: int, order: str) -> tuple[Tensor, Tensor]:
     """One perturbation of one sample a step. Costs ``(points, replicas)``, and which replicas solve XOR."""
+    samples = torch.randint(4, (steps,), generator=torch.Generator().manual_seed(1)).tolist()
     weights = torch.empty(REPLICAS, 9).uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(0))
     # Replicas far apart in the sequence of one code: each has perturbations of its own.
     offsets = torch.arange(REPLICAS) * (code_period(kind, 9) or 1) * 2**30 if kind != "backprop" else None
     total, traces = torch.zeros_like(weights), []
     for step in range(steps):
-        chosen = slice(step % 4, step % 4 + 1)
+        sample = step % 4 if order == "in turn" else samples[step]
+        chosen = slice(sample, sample + 1)
         if offsets is None:
             total += torch.func.grad(lambda w, chosen=chosen: cost(w, chosen).sum())(weights)
         else:
@@ -77,12 +79,15 @@ def train_xor(kind: str, steps: int, rate: float, tau_theta: int) -> tuple[Tenso
 def xor(folder: Path) -> None:
     rows, figure = [], Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    settings = [(kind, 1.0, 1) for kind in ("backprop", "rademacher", "walsh", "coordinate", "sinusoidal", "gaussian")]
-    settings += [("rademacher", 1.0, 4), ("rademacher", 1.0, 36), ("backprop", 5.0, 1), ("rademacher", 5.0, 1)]
-    for kind, rate, tau_theta in settings:
-        traces, solved = train_xor(kind, 40_000, rate, tau_theta)
-        rows.append([kind, f"{rate:g}", str(tau_theta), f"{solved.float().mean():.2f}", f"{traces[-1].median():.1e}"])
-        if (rate, tau_theta) == (1.0, 1) and kind in ("backprop", "rademacher", "walsh"):
+    kinds = ("backprop", "rademacher", "walsh", "coordinate", "sinusoidal", "gaussian")
+    settings = [(kind, 1.0, 1, order) for order in ("at random", "in turn") for kind in kinds]
+    settings += [("rademacher", 1.0, tau_theta, "at random") for tau_theta in (4, 36)]
+    settings += [(kind, 5.0, 1, "at random") for kind in ("backprop", "rademacher")]
+    for kind, rate, tau_theta, order in settings:
+        traces, solved = train_xor(kind, 40_000, rate, tau_theta, order)
+        result = [f"{solved.float().mean():.2f}", f"{traces[-1].median():.1e}"]
+        rows.append([kind, order, f"{rate:g}", str(tau_theta), *result])
+        if (rate, tau_theta, order) == (1.0, 1, "at random") and kind in ("backprop", "rademacher", "walsh"):
             axes = panels[("backprop", "rademacher", "walsh").index(kind)]
             axes.plot(torch.arange(len(traces)) * 200, traces[:, :40], color="C0", alpha=0.25, linewidth=0.8)
             axes.plot(torch.arange(len(traces)) * 200, traces.median(1).values, color="black", label="median of 200")
@@ -91,7 +96,7 @@ def xor(folder: Path) -> None:
     panels[0].set_ylabel("cost of the truth table")
     panels[0].legend()
     figure.savefig(folder / "mgd_xor.png", dpi=120)
-    head = ["gradient", "rate", "tau_theta", "solved", "median cost"]
+    head = ["gradient", "samples", "rate", "tau_theta", "solved", "median cost"]
     show(f"XOR, 2-2-1, {REPLICAS} networks, 40,000 steps of one sample", head, rows)
 
 

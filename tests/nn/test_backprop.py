@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from lightning_nobp.nn import CNN, MLP, Residual, accumulate_grad, check_supported, register_vjp, vjp
+from lightning_nobp.nn import CNN, MLP, Residual, TwoClasses, accumulate_grad, check_supported, register_vjp, vjp
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),
@@ -28,6 +28,7 @@ LAYERS = {
     "relu, in place": (nn.ReLU(inplace=True), (5, 6)),
     "sigmoid": (nn.Sigmoid(), (5, 6)),
     "tanh": (nn.Tanh(), (5, 6)),
+    "two classes": (TwoClasses(), (5, 1)),
     "gelu": (nn.GELU(), (5, 6)),
     "gelu, tanh": (nn.GELU("tanh"), (5, 6)),
     "max pool": (nn.MaxPool2d(2), (3, 2, 6, 5)),

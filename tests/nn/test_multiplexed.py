@@ -217,6 +217,16 @@ def test_frozen_parameters_are_not_perturbed():
     assert list(parameters.parameters) == ["0.bias", "3.weight"]
 
 
+def test_node_perturbation_trains_biases_beside_frozen_weights():
+    net, (x, y) = network(), images()
+    for layer in (net[0], net[3], net[5]):
+        layer.weight.requires_grad_(False)
+    codes = ActivationCodes(net, "rademacher", {"*.bias": 0.01}, 1)
+    estimator = SampleEstimator(codes, lambda s, t: F.cross_entropy(s, t, reduction="none"))
+    estimator.estimate(x, y, Turn(0))
+    assert [p.grad is not None for p in net.parameters()] == [False, True] * 3
+
+
 def test_node_perturbation_in_all_directions_is_backpropagation():
     """Orthogonal codes for one linear layer: the estimate is the gradient, up to second order."""
     net = nn.Linear(4, 8).double()

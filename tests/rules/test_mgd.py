@@ -1,16 +1,12 @@
-"""Multiplexed gradient descent: its special cases, what it never does, resume, processes, and what it refuses."""
+"""Multiplexed gradient descent: its special cases, what it never does, and that it learns."""
 
 import copy
-import pickle
-import warnings
 from functools import partial
+from itertools import product
 
-import lightning as L
 import pytest
 import torch
-from ddp_training import load, train_mgd
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from multiplexed import SIZE, autograd, batch, build, distance, gradient
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -18,50 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from toys import blobs, loader, trainer, weights
 
 from lightning_nobp.callbacks import GradientAlignment
-from lightning_nobp.cli.export import export
 from lightning_nobp.datamodules import DigitsDataModule, XORDataModule
 from lightning_nobp.functional.perturbation import perturbation_codes
 from lightning_nobp.nn import CNN, MLP, SigmoidMLP, WindowEstimator
 from lightning_nobp.rules import MultiplexedGradientDescent
-
-SGD = partial(torch.optim.SGD, lr=0.1)
-
-
-def build(double=True, **kwargs):
-    """A small rule for the blobs, the same weights at every call."""
-    torch.manual_seed(0)
-    defaults = {
-        "network": partial(MLP, hidden_dims=(5,), activation="tanh"),
-        "num_classes": 3,
-        "input_shape": (1, 2, 3),
-        "optimizer": SGD,
-    }
-    rule = MultiplexedGradientDescent(**defaults | kwargs)
-    return rule.double() if double else rule
-
-
-def batch(count=12):
-    x, y = blobs(count).tensors
-    return x.double(), y
-
-
-def gradient(rule, samples):
-    rule.zero_grad()
-    rule.compute_gradients(samples)
-    return torch.cat([p.grad.flatten() for p in rule.parameters()])
-
-
-def autograd(rule, samples):
-    found = torch.autograd.grad(rule.global_loss(samples), list(rule.parameters()))
-    return torch.cat([g.flatten() for g in found])
-
-
-def distance(found, true):
-    return float((found - true).norm() / true.norm())
-
-
-SIZE = 6 * 5 + 5 + 5 * 3 + 3
-
 
 # Special cases
 
@@ -290,7 +246,19 @@ def pruned():
     return network
 
 
-@pytest.mark.parametrize("make", [lambda: Tied(5), pruned])
+class TiedLast(Tied):
+    """The same, with the weight that is used twice behind others."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.first, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return F.linear(torch.tanh(self.last(self.out(self.first(x.flatten(1))))), self.last.weight)
+
+
+@pytest.mark.parametrize("make", [lambda: Tied(5), lambda: TiedLast(5), pruned])
 def test_weights_that_are_used_outside_their_layer_are_perturbed_everywhere(make):
     network = make()
     total = sum(p.numel() for p in network.parameters())
@@ -301,9 +269,9 @@ def test_weights_that_are_used_outside_their_layer_are_perturbed_everywhere(make
 
 def test_single_samples_are_refused_where_the_network_does_not_have_them():
     mixes = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Unflatten(1, (2, 3)), Transposed(), nn.Linear(12, 3))
-    for network in (Tied(5), mixes):
+    for network, options in product((Tied(5), mixes), ({"engine": "per_sample"}, {"perturb": "activations"})):
         with pytest.raises(TypeError, match=r"uses weights outside their layers, or mixes samples.*in_place"):
-            build(network=network, engine="per_sample").compute_gradients(batch(12))
+            build(network=network, **options).compute_gradients(batch(12))
     with pytest.raises(TypeError, match="a Linear, cannot be perturbed sample by sample"):
         build(network=pruned(), engine="per_sample")
     wide = Tied(900)
@@ -483,254 +451,3 @@ def test_measuring_the_alignment_changes_nothing_and_finds_the_law(tmp_path):
         found.append(weights(rule))
     assert torch.equal(*found)
     assert callbacks[0].mean_cosine == pytest.approx((16 / 17) ** 0.5, abs=0.02)
-
-
-# Resume and processes
-
-
-@pytest.mark.parametrize("at", [1, 4, 6])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"engine": "per_sample"},
-        {"num_perturbations": 3, "accumulate_grad_batches": 2},
-        {"mode": "analog", "tau_x": 3, "tau_theta": 4, "tau_p": 2},
-    ],
-)
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path, options, at):
-    def run(ckpt_path=None):
-        settings = {"num_classes": None, "input_shape": None, "optimizer": partial(torch.optim.Adam, lr=0.01)}
-        rule = build(double=False, **options | settings)
-        saved = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-        fit = trainer(tmp_path, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
-        data = DigitsDataModule(subset=200, val_size=40, batch_size=32, repeat_batches=options.get("tau_x", 1))
-        fit.fit(rule, datamodule=data, ckpt_path=ckpt_path)
-        return weights(rule), rule.cost_evaluations, rule.samples_seen
-
-    whole, resumed = run(), run(tmp_path / f"step={at}.ckpt")
-    assert torch.equal(whole[0], resumed[0])
-    assert whole[1:] == resumed[1:]
-
-
-def test_a_second_fit_starts_with_the_first_perturbation(tmp_path):
-    rule = build(double=False)
-    start = copy.deepcopy(rule.state_dict())
-    found = []
-    for _ in range(2):
-        rule.load_state_dict(start)
-        trainer(tmp_path).fit(rule, loader())
-        found.append(weights(rule))
-    assert torch.equal(*found)
-    assert rule.samples_seen == 96
-
-
-@pytest.mark.parametrize("case", ["per_sample", "activations", "window", "accumulated"])
-def test_two_processes_equal_one_with_the_same_perturbations(tmp_path, case):
-    train_mgd(tmp_path, "auto", case)
-    train_mgd(tmp_path, "ddp_spawn", case)
-    single, ranks = load(tmp_path, 0, 1), [load(tmp_path, rank, 2) for rank in (0, 1)]
-    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
-    torch.testing.assert_close(ranks[0]["weights"], single["weights"], rtol=0, atol=1e-6)
-    assert ranks[0]["steps"] == single["steps"]
-    assert ranks[0]["counts"] == ranks[1]["counts"] == single["counts"]
-    for name in ("train/loss_epoch", "val/loss", "val/accuracy"):
-        assert ranks[0]["metrics"][name] == pytest.approx(single["metrics"][name], rel=1e-5)
-
-
-def test_processes_send_a_few_numbers_whatever_the_number_of_parameters(monkeypatch):
-    sent = []
-    monkeypatch.setattr("lightning_nobp.rules.mgd.world_size", lambda: 2)
-    monkeypatch.setattr(
-        "lightning_nobp.rules.mgd.gather_vectors", lambda vector: [sent.append(vector.numel()) or vector] * 2
-    )
-    for width in (5, 500):
-        rule = build(network=partial(MLP, hidden_dims=(width,)), engine="in_place", num_perturbations=3)
-        values = rule.compute_gradients(batch())
-        assert values["bytes_sent"] == 8 * (3 + 2) + 24
-        rule.synchronise_gradients(12, values["loss"])
-    assert sent == [5, 5]
-
-
-def test_a_checkpoint_builds_the_rule_again(tmp_path):
-    for options in (
-        {"loss": nn.MultiMarginLoss(), "amplitude": {"*.bias": 0.01, "*": 0.004}},
-        {"tau_theta": 4, "tau_x": 2},
-        {"num_perturbations": 3, "perturbation": "walsh", "period": 128},
-    ):
-        rule = build(double=False, **options)
-        fit = trainer(tmp_path)
-        fit.fit(rule, loader())
-        fit.save_checkpoint(tmp_path / "net.ckpt")
-        again = MultiplexedGradientDescent.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
-        assert torch.equal(weights(again), weights(rule))
-        for name in ("amplitude", "tau_theta", "tau_x", "period", "num_perturbations"):
-            assert getattr(again, name) == getattr(rule, name)
-        assert repr(again.loss) == repr(rule.loss)
-
-
-def test_export(tmp_path):
-    rule = build(double=False, network=partial(SigmoidMLP, hidden_dims=(4,)))
-    trainer(tmp_path).fit(rule, loader())
-    fit = trainer(tmp_path)
-    fit.strategy.connect(rule)
-    fit.save_checkpoint(tmp_path / "net.ckpt")
-    export(tmp_path / "net.ckpt", tmp_path / "net.pt2")
-    x = blobs(7).tensors[0]
-    exported = torch.export.load(tmp_path / "net.pt2").module()
-    torch.testing.assert_close(exported(x), rule(x))
-
-
-def test_a_rule_that_has_begun_travels_to_other_processes():
-    rule = build()
-    rule.compute_gradients(batch())
-    for twin in (copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))):
-        rule.zero_grad()
-        assert torch.equal(gradient(twin, batch()), gradient(copy.deepcopy(rule), batch()))
-
-
-# At the door
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"perturbation": "hadamard"}, "perturbation='hadamard' is not one of 'coordinate'"),
-        ({"engine": "gpu"}, "engine='gpu' is not one of"),
-        ({"loss": "hinge"}, "loss='hinge' is not 'cross_entropy', 'mse' or a module"),
-        ({"amplitude": 0.0}, "amplitude=0.0 must be positive"),
-        ({"amplitude": {"*": -1.0}}, "must be positive"),
-        ({"num_perturbations": 0}, "num_perturbations=0 must be a positive whole number"),
-        ({"tau_p": 0}, "tau_p=0 must be a positive whole number"),
-        ({"tau_p": 2, "tau_theta": 5}, "tau_theta=5 is no multiple of tau_p=2"),
-        ({"tau_theta": 4, "tau_x": 3}, "one must be a multiple of the other"),
-        ({"tau_theta": 4, "num_perturbations": 3}, "num_perturbations=3 .* are not tau_theta=4"),
-        ({"tau_hp": 0.0}, "tau_hp=0.0 must be a positive number"),
-        ({"engine": "per_sample", "perturbation": "walsh"}, "perturbation='walsh' cannot be given to every sample"),
-        ({"perturb": "activations", "engine": "vmap"}, "engine='vmap' perturbs weights"),
-        ({"engine": "per_sample", "tau_x": 2, "tau_theta": 4}, "times of one device"),
-        ({"engine": "per_sample", "mode": "analog"}, "times of one device"),
-        ({"engine": "jvp", "mode": "analog", "tau_x": 2}, "no cost to filter"),
-        ({"mode": "analog", "tau_x": 2, "difference": "one_sided"}, "its high-pass filter"),
-        ({"mode": "analog"}, "tau_x=1: the high-pass filter of mode='analog' must see a sample twice"),
-        ({"lr_scale": "mgd", "perturbation": "walsh"}, "a law of random codes"),
-        ({"task": "regression"}, "is for class numbers"),
-        ({"normalisation": "median"}, "normalisation='median'"),
-    ],
-)
-def test_bad_arguments_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"perturbation": "walsh", "period": 32}, ValueError, r"period=32 cannot tell 53 parameters .* at least 64"),
-        ({"period": 64}, ValueError, "period=64: rademacher codes have none to choose"),
-        ({"amplitude": {"*.wieght": 0.1, "*": 0.1}}, ValueError, r"'\*.wieght' matches no trained parameter"),
-        (
-            {"engine": "per_sample", "network": nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.LayerNorm(3))},
-            TypeError,
-            "layer '2', a LayerNorm, cannot be perturbed sample by sample",
-        ),
-    ],
-)
-def test_what_does_not_fit_the_network_is_refused_when_the_rule_is_built(options, error, message):
-    with pytest.raises(error, match=message):
-        build(**options)
-
-
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (nn.BatchNorm1d(4), r"layer '2' is a BatchNorm1d in training mode.*\.eval\(\)"),
-        (nn.Dropout(0.1), r"layer '2' is a Dropout: .*\.eval\(\)"),
-        (nn.RReLU(), r"layer '2' is a RReLU: .*\.eval\(\)"),
-    ],
-)
-def test_layers_of_chance_are_refused_unless_switched_off(tmp_path, layer, message):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), layer, nn.Linear(4, 3))
-    with pytest.raises(TypeError, match=message):
-        build(network=network).compute_gradients(batch())
-    layer.eval().requires_grad_(False)
-    rule = build(double=False, network=network.float())
-    trainer(tmp_path).fit(rule, loader())
-    assert not layer.training
-
-
-def test_an_amplitude_that_drowns_in_rounding_is_told_with_the_ratio():
-    x, y = batch()
-    rule = build(double=False, amplitude=1e-7, num_perturbations=8)
-    with pytest.warns(
-        UserWarning, match=r"amplitude=1e-07 changes the cost by \d+\.\d roundings of torch.float32 only"
-    ):
-        rule.compute_gradients((x.float(), y))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rule.compute_gradients((x.float(), y))
-        build(double=False, num_perturbations=8).compute_gradients((x.float(), y))
-
-
-def test_a_cost_that_is_no_number_is_named():
-    rule = build(loss=nn.CrossEntropyLoss(reduction="none"), num_perturbations=2)
-    with pytest.raises(ValueError, match=r"shape \(12,\): a cost is one number, take its mean"):
-        rule.compute_gradients(batch())
-
-
-@pytest.mark.parametrize("engine", ["per_sample", "vmap", "in_place"])
-def test_a_cost_that_is_not_finite_is_named_and_may_be_skipped(tmp_path, engine):
-    x, y = batch()
-    x[0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"not finite at update 0: the cost under a perturbation.*skip"):
-        build(engine=engine).compute_gradients((x, y))
-    rule = build(engine=engine, on_nonfinite="skip")
-    before = weights(rule)
-    data = DataLoader(TensorDataset(x, y), batch_size=12)
-    fit = trainer(tmp_path, precision="64-true")
-    fit.fit(rule, data)
-    assert torch.equal(weights(rule), before)
-    assert fit.callback_metrics["train/skipped_steps"] == 1
-
-
-def test_a_batch_smaller_than_its_window_is_refused(tmp_path):
-    rule = build(double=False, tau_theta=32, tau_x=1)
-    with pytest.raises(ValueError, match="a batch of 16 samples does not fill a window of tau_theta / tau_x = 32"):
-        trainer(tmp_path).fit(rule, loader())
-
-
-def test_a_sample_longer_than_the_window_must_come_again(tmp_path):
-    analog = build(double=False, mode="analog", tau_x=3)
-    with pytest.warns(UserWarning, match="a batch stays for 3 training steps; the data must show each as often"):
-        trainer(tmp_path).fit(analog, loader())
-    with pytest.warns(UserWarning, match="tau_x=4 is longer than tau_theta=2"):
-        rule = MultiplexedGradientDescent(network=SigmoidMLP, loss="mse", tau_theta=2, tau_x=4)
-    with pytest.raises(MisconfigurationException, match=r"comes 1 times in a row: set data.repeat_batches=2"):
-        trainer(tmp_path).fit(rule, datamodule=XORDataModule(repeats=1))
-    trainer(tmp_path).fit(rule, datamodule=XORDataModule(repeats=1, repeat_batches=2))
-
-
-def test_targets_that_do_not_fit_are_named(tmp_path):
-    x = torch.randn(8, 2)
-    rule = MultiplexedGradientDescent(network=nn.Linear(2, 1), task="regression", loss="mse")
-    with pytest.raises(ValueError, match=r"targets of shape \(8,\) do not fit the network's outputs of shape \(8, 1\)"):
-        rule.compute_gradients((x, torch.randn(8)))
-    with pytest.raises(ValueError, match="are no values: give floating point numbers"):
-        trainer(tmp_path).fit(rule, DataLoader(TensorDataset(x, torch.arange(8)), batch_size=8))
-    with pytest.raises(ValueError, match="without classes its outputs are not known"):
-        MultiplexedGradientDescent(network="mlp", task="regression", loss="mse", input_shape=(2,))
-
-
-def test_precisions(tmp_path):
-    with pytest.raises(MisconfigurationException, match="supports 32-true, 64-true"):
-        trainer(tmp_path, precision="bf16-mixed").fit(build(double=False), loader())
-    fit = trainer(tmp_path, precision="64-true")
-    fit.fit(build(double=False), loader())
-    assert next(fit.lightning_module.parameters()).dtype == torch.float64
-
-
-def test_data_modules_give_the_shape(tmp_path):
-    L.seed_everything(0, verbose=False)
-    rule = MultiplexedGradientDescent(network=partial(SigmoidMLP, hidden_dims=(2,)), loss="mse")
-    trainer(tmp_path).fit(rule, datamodule=XORDataModule(batch_size=4))
-    assert rule.num_perturbed == 9
-    assert rule.samples_seen == 400
