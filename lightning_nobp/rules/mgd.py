@@ -87,8 +87,8 @@ class MultiplexedGradientDescent(ClassificationRule):
             another, in the memory of inference, the gradient, and one layer. ``'jvp'``: their slopes without an
             amplitude, by forward-mode differentiation. ``'per_sample'``: each sample of a batch has a perturbation of
             its own, a product of codes of outputs and inputs. ``'auto'``: ``'vmap'`` up to 4096 parameters; above,
-            ``'per_sample'`` if all trained layers are linear or convolutions and no time constants are given, otherwise
-            ``'in_place'``.
+            ``'per_sample'`` if all trained layers are linear or convolutions and no time constants are given;
+            otherwise, and where these turn out not to run the network, ``'in_place'``.
         tau_p: Time steps that a perturbation stays.
         tau_theta: Time steps from one update to the next; by default ``num_perturbations * tau_p``.
         tau_x: Time steps that a sample is shown; by default ``tau_theta``. If longer, each batch must come several
