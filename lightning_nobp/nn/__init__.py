@@ -12,6 +12,8 @@ from lightning_nobp.nn.pcanet import HashingNetwork, PCAConv2d, Readout
 from lightning_nobp.nn.residual import Residual
 from lightning_nobp.nn.residual_compensation import CompensationLayer, ResCNet
 from lightning_nobp.nn.sample_codes import ActivationCodes, WeightCodes
+from lightning_nobp.nn.sparse import SparseConv2d, SparseLinear
+from lightning_nobp.nn.sparsify import densify, sparsify
 
 __all__ = [
     "CNN",
@@ -41,13 +43,17 @@ __all__ = [
     "Residual",
     "SampleEstimator",
     "SigmoidMLP",
+    "SparseConv2d",
+    "SparseLinear",
     "Turn",
     "TwoClasses",
     "WeightCodes",
     "WindowEstimator",
     "accumulate_grad",
     "check_supported",
+    "densify",
     "register_vjp",
     "sequential",
+    "sparsify",
     "vjp",
 ]

@@ -7,7 +7,7 @@ returns the gradient of the input. Containers compose the pullbacks of their chi
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ from lightning_nobp.nn.residual import Residual
 
 Pullback = Callable[[Tensor], Tensor | None]
 VJPRule = Callable[[Any, Tensor, bool], tuple[Tensor, Pullback]]
+Check = Callable[[Any, str], object]
 _Rule = TypeVar("_Rule", bound=VJPRule)
 
 _RULES: dict[type[nn.Module], VJPRule] = {}
+_CHECKS: dict[type[nn.Module], Check] = {}
 
 
-def register_vjp(module_type: type[nn.Module]) -> Callable[[_Rule], _Rule]:
+def register_vjp(module_type: type[nn.Module], *, check: Check | None = None) -> Callable[[_Rule], _Rule]:
     """Teach :func:`vjp` a layer.
 
     The decorated function gets ``(layer, x, needs_input_grad)`` and returns ``(y, pullback)``. The pullback gets the
@@ -43,10 +45,14 @@ def register_vjp(module_type: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
     Args:
         module_type: The class of the layer.
+        check: Called with a layer and its name before training; raises ``TypeError`` for a layer of the class that
+            the rule cannot go through, and says why.
     """
 
     def register(rule: _Rule) -> _Rule:
         _RULES[module_type] = rule
+        if check is not None:
+            _CHECKS[module_type] = check
         return rule
 
     return register
@@ -75,12 +81,10 @@ def vjp(module: nn.Module, x: Tensor, needs_input_grad: bool = False) -> tuple[T
 
 def check_supported(network: nn.Module, name: str = "network") -> None:
     """Raise ``TypeError`` naming the first layer of ``network`` that :func:`vjp` cannot go through."""
-    rule = _rule_for(network, name)
-    if rule is _conv2d:
-        _zero_padding(cast(nn.Conv2d, network), name)
-    if rule is _max_pool2d and network.return_indices:
-        raise TypeError(f"{name} is a MaxPool2d(return_indices=True): only the maximum can go on to the next layer")
-    if rule in (_sequential, _residual):
+    kind = _known_type(network, name)
+    if kind in _CHECKS:
+        _CHECKS[kind](network, name)
+    if kind in (nn.Sequential, Residual):
         for child_name, child in network.named_children():
             check_supported(child, f"{name}.{child_name}")
 
@@ -98,14 +102,18 @@ def accumulate_grad(parameter: Tensor | None, grad: Tensor | None) -> None:
     parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
 
-def _rule_for(module: nn.Module, name: str = "network") -> VJPRule:
+def _rule_for(module: nn.Module) -> VJPRule:
+    return _RULES[_known_type(module)]
+
+
+def _known_type(module: nn.Module, name: str = "network") -> type[nn.Module]:
     kind = type(module)
     computed = _has_computed_weights(module)
     if not computed:
         for base in kind.__mro__:
             # A subclass with its own forward computes something else than its base: it needs a rule of its own.
             if base in _RULES and (kind is base or kind.forward is base.forward):
-                return _RULES[base]
+                return base
     why = " with a parametrization" if computed else ""
     raise TypeError(
         f"no vector-Jacobian product is known for layer {name!r}, a {kind.__name__}{why}. Register one with "
@@ -215,7 +223,26 @@ def _linear(layer: nn.Linear, x: Tensor, needs_input_grad: bool) -> tuple[Tensor
     return layer(x), pull
 
 
-@register_vjp(nn.Conv2d)
+def _zero_padding(layer: nn.Conv2d, name: str) -> tuple[int, ...]:
+    if layer.padding_mode != "zeros":
+        raise TypeError(
+            f"{name} is a Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass; "
+            "register one for a subclass (register_vjp), or let autograd do it: engine='autograd'"
+        )
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    if layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
+            raise TypeError(
+                f"{name} is a Conv2d with padding='same' and an even kernel, which pads unevenly: give the padding as "
+                "numbers"
+            )
+        return tuple(t // 2 for t in total)
+    return tuple(int(p) for p in layer.padding)
+
+
+@register_vjp(nn.Conv2d, check=_zero_padding)
 def _conv2d(layer: nn.Conv2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     padding = _zero_padding(layer, "network")
 
@@ -237,25 +264,6 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor
         return grad_x
 
     return layer(x), pull
-
-
-def _zero_padding(layer: nn.Conv2d, name: str) -> tuple[int, ...]:
-    if layer.padding_mode != "zeros":
-        raise TypeError(
-            f"{name} is a Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass; "
-            "register one for a subclass (register_vjp), or let autograd do it: engine='autograd'"
-        )
-    if layer.padding == "valid":
-        return (0,) * len(layer.kernel_size)
-    if layer.padding == "same":
-        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        if any(t % 2 for t in total):
-            raise TypeError(
-                f"{name} is a Conv2d with padding='same' and an even kernel, which pads unevenly: give the padding as "
-                "numbers"
-            )
-        return tuple(t // 2 for t in total)
-    return tuple(int(p) for p in layer.padding)
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
@@ -357,7 +365,12 @@ def _dropout(layer: nn.Dropout, x: Tensor, needs_input_grad: bool) -> tuple[Tens
     return x * mask, lambda grad: grad.mul_(mask)
 
 
-@register_vjp(nn.MaxPool2d)
+def _maximum_only(layer: nn.MaxPool2d, name: str) -> None:
+    if layer.return_indices:
+        raise TypeError(f"{name} is a MaxPool2d(return_indices=True): only the maximum can go on to the next layer")
+
+
+@register_vjp(nn.MaxPool2d, check=_maximum_only)
 def _max_pool2d(layer: nn.MaxPool2d, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     y, indices = F.max_pool2d(
         x,

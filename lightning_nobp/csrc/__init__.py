@@ -1,0 +1,38 @@
+"""Compiled kernels: C++ sources, the libraries that were built of them, and what loads the one for this processor."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_VARIANTS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
+_FOLDER = Path(__file__).parent
+
+
+class KernelsUnavailableError(RuntimeError):
+    """There are no compiled kernels that this machine can run."""
+
+
+@cache
+def library(name: str) -> ctypes.CDLL:
+    """The compiled library ``name``, in the widest form that this processor has registers for.
+
+    It shares torch's OpenMP runtime: the library names none itself, and finds the one that ``import torch`` has loaded.
+
+    Raises:
+        KernelsUnavailableError: None was built, or none loads; the message says why.
+    """
+    # Torch's answer, so that its ATEN_CPU_CAPABILITY holds for these kernels too.
+    variants = _VARIANTS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",))
+    reason = "none was built when lightning-nobp was installed"
+    for variant in variants:
+        path = _FOLDER / f"{name}_{variant}.so"
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError as error:
+                reason = str(error)
+    raise KernelsUnavailableError(
+        f"no compiled kernels for sparse layers: {reason}. Install lightning-nobp again where there is a C++ compiler"
+    )

@@ -1,0 +1,113 @@
+"""Where the non-zero weights of a layer are."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class SparseStructure:
+    """The positions of the weights that a sparse layer has, by rows and by columns.
+
+    The weight of shape ``shape`` is a matrix with a row for every output and, flattened, a column for everything else.
+    Its values are in row-major order, ``weight[mask]``. Build it by :meth:`from_mask`.
+
+    Args:
+        shape: Of the dense weight, ``(out_features, in_features)`` or
+            ``(out_channels, in_channels / groups, kernel_height, kernel_width)``.
+        row_first: ``(rows + 1,)``, int32: the values of row r are those from ``row_first[r]`` to ``row_first[r + 1]``.
+        column: ``(nnz,)``, int32, of every value; ascending in each row.
+        column_first: ``(columns + 1,)``, int32, likewise for columns.
+        row: ``(nnz,)``, int32, of every value in the order of columns; ascending in each column.
+        origin: ``(nnz,)``, int32, the place of that value in the order of rows.
+    """
+
+    shape: tuple[int, ...]
+    row_first: Tensor
+    column: Tensor
+    column_first: Tensor
+    row: Tensor
+    origin: Tensor
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "SparseStructure":
+        """The structure of the weights where ``mask`` is True.
+
+        Args:
+            mask: Bool, the shape of the weight: two or four dimensions.
+
+        Raises:
+            TypeError: The mask is not bool.
+            ValueError: It has another number of dimensions, or more entries than 32-bit indices can count.
+        """
+        if mask.dtype is not torch.bool:
+            raise TypeError(f"mask of type {mask.dtype}: give a bool mask, for example weight != 0")
+        if mask.dim() not in (2, 4):
+            raise ValueError(
+                f"mask of shape {tuple(mask.shape)}: sparse weights are (out_features, in_features) or "
+                "(out_channels, in_channels / groups, kernel_height, kernel_width)"
+            )
+        if mask.numel() > _INT32:
+            raise ValueError(f"mask of shape {tuple(mask.shape)} has more entries than 32-bit indices can count")
+        matrix = mask.reshape(mask.shape[0], -1)
+        row, column = matrix.nonzero(as_tuple=True)
+        origin = torch.argsort(column, stable=True)
+        return cls(
+            tuple(mask.shape),
+            _firsts(matrix.sum(1)),
+            column.to(torch.int32),
+            _firsts(matrix.sum(0)),
+            row[origin].to(torch.int32),
+            origin.to(torch.int32),
+        )
+
+    @property
+    def nnz(self) -> int:
+        """Number of weights."""
+        return self.column.numel()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no weight is absent."""
+        return self.nnz == math.prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Fraction of the dense weight that is there."""
+        return self.nnz / max(1, math.prod(self.shape))
+
+    @cached_property
+    def flat_index(self) -> Tensor:
+        """``(nnz,)``, int64: the place of every value in the flattened weight."""
+        counts = self.row_first.diff()
+        rows = torch.arange(self.shape[0], device=counts.device)
+        return torch.repeat_interleave(rows, counts, output_size=self.nnz) * math.prod(self.shape[1:]) + self.column
+
+    def mask(self) -> Tensor:
+        """The bool mask, of the shape of the weight."""
+        ones = torch.ones(self.nnz, dtype=torch.bool, device=self.column.device)
+        return self.to_dense(ones)
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        """The dense weight with ``values`` ``(nnz,)`` where the mask is True, and zeros elsewhere."""
+        if self.is_full:
+            return values.reshape(self.shape)
+        dense = values.new_zeros(math.prod(self.shape))
+        return dense.index_put((self.flat_index,), values).reshape(self.shape)
+
+    def from_dense(self, weight: Tensor) -> Tensor:
+        """The values ``(nnz,)`` of a dense weight, those where the mask is True."""
+        return weight.flatten() if self.is_full else weight.flatten()[self.flat_index]
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five index tensors, in the order of the fields."""
+        return self.row_first, self.column, self.column_first, self.row, self.origin
+
+
+def _firsts(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
