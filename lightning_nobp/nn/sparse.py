@@ -433,8 +433,8 @@ def _mover(old: SparseStructure, new: SparseStructure) -> Callable[[Tensor], Ten
 def _even_zeros(layer: SparseConv2d, name: str) -> None:
     if layer._pads_before:
         raise TypeError(
-            f"{name} is a SparseConv2d with padding_mode={layer.padding_mode!r} and padding={layer.padding!r}: only zeros, "
-            "as many on both sides, have a written backward pass; let autograd do it: engine='autograd'"
+            f"{name} is a SparseConv2d with padding_mode={layer.padding_mode!r} and padding={layer.padding!r}: only "
+            "zeros, as many on both sides, have a written backward pass; let autograd do it: engine='autograd'"
         )
 
 
