@@ -1,4 +1,4 @@
-"""Lightning callbacks: figures, alignment with backpropagation, layers, hardware, summaries, predictions."""
+"""Lightning callbacks: figures, alignment with backpropagation, layers, hardware, masks, summaries, predictions."""
 
 from lightning_nobp.callbacks.depth_curve import DepthCurve
 from lightning_nobp.callbacks.figures import LogFigures
@@ -12,6 +12,7 @@ from lightning_nobp.callbacks.layer_goodness import LayerGoodness
 from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, load_layers
 from lightning_nobp.callbacks.prediction_writer import PredictionWriter
 from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.callbacks.sparsity_mask import SparsityMask
 from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LogFigures",
     "Platform",
     "PredictionWriter",
+    "SparsityMask",
     "StopWhenNoGain",
     "load_layers",
     "run_folder",

@@ -38,6 +38,12 @@ RULES = (
         "Multiplexed gradient descent: Fast online training of modern datasets on ... (arXiv 2303.03986)",
     ),
     RuleEntry(
+        "SparseProp",
+        "lightning_nobp.rules.SparseProp",
+        "backpropagation at the cost of the weights that there are",
+        "SparseProp: Efficient Sparse Backpropagation for Faster Training of ... (arXiv 2302.04852)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -51,7 +57,7 @@ RULES = (
     ),
 )
 
-NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetwork", "ResCNet", "SigmoidMLP")
+NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetwork", "ResCNet", "ResNet", "SigmoidMLP")
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (

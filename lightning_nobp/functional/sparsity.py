@@ -11,10 +11,10 @@ References:
 
     RigL: Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets Winners", arXiv 1911.11134.
 
-    SNIP: Lee, Ajanthan and Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv 1810.02340.
+    Lee, Ajanthan and Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv 1810.02340.
 
-    Cubic schedule: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
-    arXiv 1710.01878.
+    Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression", arXiv
+    1710.01878.
 """
 
 import math
@@ -37,7 +37,7 @@ def check_sparsity(sparsity: float, name: str = "sparsity") -> None:
 def layer_sparsities(
     shapes: Sequence[Sequence[int]], sparsity: float, distribution: Distribution = "uniform"
 ) -> list[float]:
-    """Sparsity of every layer, so that all weights together have the sparsity asked for.
+    """Sparsity of every layer; their mean, weighted by the layers' numbers of weights, is ``sparsity``.
 
     Args:
         shapes: Of the weights, ``(out, in)`` or ``(out, in, kernel_height, kernel_width)``.
@@ -45,9 +45,6 @@ def layer_sparsities(
         distribution: ``'uniform'``: the same for every layer. ``'erk'``, Erdos-Renyi-Kernel (RigL, section 3): the
             density of a layer is proportional to ``sum(shape) / prod(shape)``, so that small layers keep more. A layer
             that would keep more weights than it has is dense, and the others are rescaled.
-
-    Returns:
-        A sparsity a layer. Their mean, weighted by the layers' numbers of weights, is ``sparsity``.
 
     Raises:
         ValueError: No such sparsity or distribution, no layers, or a layer without weights.
@@ -107,8 +104,10 @@ def keep_largest_globally(scores: Sequence[Tensor], kept: int) -> list[Tensor]:
         _refuse_nan(layer, f"scores[{index}]")
         if layer.numel() == 0:
             raise ValueError(f"scores[{index}] of shape {tuple(layer.shape)} is empty: leave that layer out")
-    if not 0 < len(scores) <= kept <= total:
+    if not len(scores) <= kept <= total:
         raise ValueError(f"kept={kept} must be from {len(scores)}, one for each layer of scores, to {total}")
+    if not scores:
+        return []
     flat = torch.cat([layer.flatten() for layer in scores])
     mask = torch.cat([keep_largest(layer, 1).flatten() for layer in scores])
     mask |= _largest_among(~mask, flat, kept - len(scores))
@@ -124,8 +123,8 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
 
     Args:
         scores: ``(out, in)`` or ``(out, in, kernel_height, kernel_width)``.
-        n: Kept of a group, from 1 to ``m``.
-        m: Size of a group. It divides ``in``.
+        n: From 1 to ``m``.
+        m: It divides ``in``.
 
     Raises:
         ValueError: NaN scores, fewer than two dimensions, no such ``n``, or an ``m`` that does not divide.
@@ -179,7 +178,7 @@ def cosine_drop_fraction(step: int, *, begin: int = 0, end: int, initial: float)
 def drop_and_grow(
     mask: Tensor, magnitude: Tensor, growth_scores: Tensor, fraction: float, *, regrow: bool = False
 ) -> Tensor:
-    """Exchange kept weights for others, as many as are dropped.
+    """A new mask with as many weights, some of them exchanged for others.
 
     ``round(fraction * kept)`` of the kept weights are dropped, those of the smallest magnitude; of equal ones the last
     in row-major order. As many are grown, those of the largest growth scores. RigL scores by the absolute gradient of
@@ -193,9 +192,6 @@ def drop_and_grow(
         regrow: What may grow. False: what was not kept before; dropped weights, the largest growth scores first, come
             back only where there are not enough others. True: dropped weights compete with the others, as in RigL's
             own code; those that come back lessen the exchange.
-
-    Returns:
-        A new mask with exactly as many True as ``mask``.
 
     Raises:
         ValueError: A mask that is not bool, other shapes, NaN, negative magnitudes, or a fraction outside [0, 1].

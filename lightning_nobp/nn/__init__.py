@@ -11,6 +11,7 @@ from lightning_nobp.nn.parameter_codes import BatchedEngine, ForwardModeEngine, 
 from lightning_nobp.nn.pcanet import HashingNetwork, PCAConv2d, Readout
 from lightning_nobp.nn.residual import Residual
 from lightning_nobp.nn.residual_compensation import CompensationLayer, ResCNet
+from lightning_nobp.nn.resnet import ResNet
 from lightning_nobp.nn.sample_codes import ActivationCodes, WeightCodes
 from lightning_nobp.nn.sparse import SparseConv2d, SparseLinear
 from lightning_nobp.nn.sparsify import densify, sparsify
@@ -40,6 +41,7 @@ __all__ = [
     "ParameterCodes",
     "Readout",
     "ResCNet",
+    "ResNet",
     "Residual",
     "SampleEstimator",
     "SigmoidMLP",

@@ -40,9 +40,9 @@ def sparsify(
 ) -> nn.Module:
     """Put sparse layers in the place of linear and convolutional ones, in ``model`` itself.
 
-    What is sparse is said by ``sparsity``, by ``masks``, or, with neither, by the zeros that the weights have. Layers
-    that keep all their weights stay as they are. Do it before an optimizer is made, since weights become other
-    parameters.
+    What is sparse is said by ``sparsity``, by ``masks``, or, with neither, by the zeros that the weights have. All
+    layers that are looked at become sparse layers, which keep their zeros; a layer that is not sparse enough to gain by
+    it goes on with a dense product. Do it before an optimizer is made, since weights become other parameters.
 
     Args:
         model: Any module; its ``nn.Linear`` and ``nn.Conv2d`` are looked at.
@@ -78,11 +78,14 @@ def sparsify(
     for name in masks:
         if name not in layers:
             raise ValueError(f"masks[{name!r}]: no such layer; there are {', '.join(layers)}")
-    replaced: dict[nn.Module, SparseLayer] = {
-        layers[name]: _sparse(layers[name], mask, rescale) for name, mask in masks.items() if not mask.all()
-    }
-    model = _replace(model, replaced)
-    _set_thresholds(model, list(replaced.values()), threshold, example_input)
+    replaced: dict[nn.Module, SparseLayer] = {layers[n]: _sparse(layers[n], m, rescale) for n, m in masks.items()}
+    model = _replace(model, dict(replaced))
+    if threshold == "measure":
+        assert example_input is not None
+        measure_thresholds(model, example_input)
+    else:
+        for layer in replaced.values():
+            layer.threshold = threshold
     return model
 
 
@@ -204,24 +207,25 @@ def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Mo
 # Which of the two products is the faster one
 
 
-def _set_thresholds(
-    model: nn.Module,
-    layers: Sequence[SparseLayer],
-    threshold: float | Literal["measure"],
-    example_input: Tensor | None,
-) -> None:
-    if threshold != "measure":
-        for layer in layers:
-            layer.threshold = float(threshold)
-        return
+def measure_thresholds(model: nn.Module, example_input: Tensor) -> None:
+    """Set ``threshold`` of every sparse layer of ``model`` to its :func:`crossover`.
+
+    Args:
+        model: Any module.
+        example_input: A batch of its inputs.
+    """
+    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
     inputs: dict[nn.Module, Tensor] = {}
     hooks = [layer.register_forward_pre_hook(lambda layer, args: inputs.update({layer: args[0]})) for layer in layers]
-    training = model.training
-    with torch.no_grad():
-        model.eval()(example_input)
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
+    training = {m: m.training for m in model.modules()}
+    try:
+        with torch.no_grad():
+            model.eval()(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
     for layer in layers:
         if layer in inputs:
             layer.threshold = crossover(layer, inputs[layer])

@@ -8,6 +8,7 @@ from lightning_nobp.rules.forward_forward import ForwardForward, SymBa
 from lightning_nobp.rules.mgd import MultiplexedGradientDescent
 from lightning_nobp.rules.pcanet import PCANet
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
+from lightning_nobp.rules.sparseprop import SparseProp
 
 __all__ = [
     "Backprop",
@@ -18,5 +19,6 @@ __all__ = [
     "MultiplexedGradientDescent",
     "PCANet",
     "ResidualCompensation",
+    "SparseProp",
     "SymBa",
 ]

@@ -88,12 +88,20 @@ class ClassificationRule(LearningRule):
             assert self._factory is not None
             assert self.input_shape is not None
             self.network = self._factory(self.input_shape, self.num_classes)
+        self.network = self.prepare_network(self.network)
         self.check_network(self.network)
         for stage in ("val", "test"):
             self._metrics[f"{stage}/loss"] = MeanMetric()
             if self.classifies:
                 assert self.num_classes is not None
                 self._metrics[f"{stage}/accuracy"] = Accuracy(task="multiclass", num_classes=self.num_classes)
+
+    def prepare_network(self, network: nn.Module) -> nn.Module:
+        """What the rule makes of the network that it was given or has built; by default itself.
+
+        The constructor of this class calls it: a subclass sets what it looks at before ``super().__init__``.
+        """
+        return network
 
     def check_network(self, network: nn.Module) -> None:
         """Refuse a network that the rule cannot train; by default every network is welcome.

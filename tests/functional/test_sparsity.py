@@ -31,8 +31,8 @@ SCORES = st.lists(st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.5, 2.0, math.in
 
 def first_largest(scores, kept):
     """The mask by Python's stable sort."""
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
-    return [index in order[:kept] for index in range(len(scores))]
+    chosen = set(sorted(range(len(scores)), key=lambda index: -scores[index])[:kept])
+    return [index in chosen for index in range(len(scores))]
 
 
 @given(SHAPES, st.floats(0, 0.999))
@@ -49,7 +49,8 @@ def test_erk_densities_are_a_common_scale_cut_off_at_1(shapes, sparsity):
     assert layer_sparsities(shapes, sparsity, "erk") == pytest.approx(expected, abs=1e-9)
 
 
-def test_erk_of_a_layer_that_becomes_dense_by_hand():
+def test_uniform_is_the_same_for_every_layer_and_erk_leaves_a_small_one_dense():
+    assert layer_sparsities([(3, 5), (7, 2, 3, 3)], 0.9) == [0.9, 0.9]
     # Of 10004 weights 1000.4 stay: 4 of the first layer and 996.4 of the second.
     assert layer_sparsities([(2, 2), (100, 100)], 0.9, "erk") == pytest.approx([0, 1 - 0.09964], abs=1e-15)
 
@@ -61,10 +62,6 @@ def test_the_weighted_mean_of_layer_sparsities_is_the_sparsity(shapes, sparsity,
     assert all(0 <= each <= 1 for each in sparsities)
     mean = math.fsum(n * each for n, each in zip(numels, sparsities, strict=True)) / sum(numels)
     assert mean == pytest.approx(sparsity, abs=1e-15)
-
-
-def test_uniform_is_the_same_for_every_layer():
-    assert layer_sparsities([(3, 5), (7, 2, 3, 3)], 0.9) == [0.9, 0.9]
 
 
 @given(st.integers(0, 99_999), st.integers(0, 10_000))
@@ -104,8 +101,7 @@ def test_the_largest_remainders_are_rounded_up_and_the_largest_layers_pay_for_th
 def test_the_largest_are_kept_and_of_equal_ones_the_first(scores, data):
     kept = data.draw(st.integers(0, len(scores)))
     mask = keep_largest(torch.tensor(scores).view(1, -1, 1), kept)
-    assert mask.dtype == torch.bool
-    assert mask.shape == (1, len(scores), 1)
+    assert (mask.dtype, mask.shape) == (torch.bool, (1, len(scores), 1))
     assert mask.flatten().tolist() == first_largest(scores, kept)
 
 
@@ -141,11 +137,7 @@ def test_where_no_layer_is_cut_off_the_global_mask_is_that_of_all_scores(first, 
         assert torch.cat(masks).tolist() == expected
     else:
         assert [int(mask.sum()) for mask in masks] in ([1, kept - 1], [kept - 1, 1])
-
-
-def test_2_of_4_by_hand():
-    scores = torch.tensor([[1.0, 3.0, 2.0, 0.0, 5.0, 5.0, 5.0, 5.0]])
-    assert keep_n_of_m(scores, 2, 4).int().tolist() == [[0, 1, 1, 0, 1, 1, 0, 0]]
+    assert keep_largest_globally([], 0) == []
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 4), (3, 4), (4, 4)])
@@ -171,7 +163,8 @@ def test_cubic_sparsity_is_the_cubic_with_triple_root_at_the_end(step, initial, 
         assert actual == (initial if step <= 3 else final)
 
 
-def test_cubic_sparsity_without_duration_jumps():
+def test_schedules_without_duration_jump():
+    assert [cosine_drop_fraction(t, begin=3, end=3, initial=0.3) for t in (2, 3, 4)] == [0.3, 0, 0]
     assert [cubic_sparsity(t, begin=3, end=3, initial=0.1, final=0.7) for t in (2, 3, 4)] == [0.1, 0.7, 0.7]
 
 
@@ -220,15 +213,11 @@ T, M = torch.tensor, torch.ones(2, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda: check_sparsity(1.2),
-            r"^sparsity=1.2 is not in \[0, 1\): it is the fraction of weights that are zero$",
-        ),
+        (lambda: check_sparsity(1.2), r"^sparsity=1.2 is not in \[0, 1\): it is the fraction of .* that are zero$"),
         (lambda: check_sparsity(1, "final"), r"^final=1 is not in \[0, 1\)"),
         (lambda: check_sparsity(NAN), "sparsity=nan is not in"),
         (lambda: kept_count(3, -0.1), "sparsity=-0.1 is not in"),
         (lambda: kept_count(-3, 0.1), "numel=-3 is a number of weights: it must not be negative"),
-        (lambda: kept_counts([(2, 2)], 1.0), "sparsity=1.0 is not in"),
         (lambda: layer_sparsities([(2, 2)], 1.0), "sparsity=1.0 is not in"),
         (lambda: layer_sparsities([(2, 2)], 0.5, "er"), "distribution='er' is not one of 'uniform', 'erk'"),
         (lambda: layer_sparsities([], 0.5), r"shapes=\[\] has no layer: give the shape of at least one weight"),
@@ -236,16 +225,12 @@ T, M = torch.tensor, torch.ones(2, dtype=torch.bool)
         (lambda: layer_sparsities([()], 0.5), r"shapes\[0\]=\(\) is a layer without weights"),
         (lambda: keep_largest(T([1.0, NAN]), 1), "scores has 1 NaN of 2, which are neither large nor small: mend what"),
         (lambda: keep_largest(T([1.0, 2.0]), 3), "kept=3 of 2 scores: it must be from 0 to 2"),
-        (lambda: keep_largest(T([1.0, 2.0]), -1), "kept=-1 of 2 scores"),
         (lambda: keep_largest_globally([T([1.0]), T([NAN])], 2), r"scores\[1\] has 1 NaN of 1"),
         (lambda: keep_largest_globally([T([1.0]), T([[]])], 2), r"scores\[1\] of shape \(1, 0\) is empty: leave that"),
         (lambda: keep_largest_globally([T([1.0]), T([1.0])], 1), "kept=1 must be from 2, one for each layer of scores"),
         (lambda: keep_largest_globally([T([1.0]), T([1.0])], 3), "kept=3 must be from 2, one for .*, to 2"),
         (lambda: keep_n_of_m(T([[NAN, 1.0]]), 1, 2), "scores has 1 NaN of 2"),
-        (
-            lambda: keep_n_of_m(T([1.0, 2.0]), 1, 2),
-            r"scores of shape \(2,\) must have at least two dimensions, \(out, ",
-        ),
+        (lambda: keep_n_of_m(T([1.0, 2.0]), 1, 2), r"scores of shape \(2,\) must have at least two .* \(out, in\)"),
         (lambda: keep_n_of_m(torch.ones(1, 4), 0, 2), "n=0 of m=2 cannot be kept: n must be from 1 to m"),
         (lambda: keep_n_of_m(torch.ones(1, 4), 3, 2), "n=3 of m=2 cannot be kept"),
         (lambda: keep_n_of_m(torch.ones(4, 6), 2, 4), r"m=4 does not divide the 6 inputs .* \(4, 6\): take an m that"),
@@ -255,18 +240,9 @@ T, M = torch.tensor, torch.ones(2, dtype=torch.bool)
         (lambda: cosine_drop_fraction(0, end=-3, initial=0.3), "end=-3 is before begin=0"),
         (lambda: cosine_drop_fraction(0, end=3, initial=1.3), r"initial=1.3 is not in \[0, 1\]: .* that are dropped"),
         (lambda: drop_and_grow(M, M.float(), M.float(), NAN), r"fraction=nan is not in \[0, 1\]: it is the fraction"),
-        (
-            lambda: drop_and_grow(M.float(), M.float(), M.float(), 0),
-            "mask of dtype torch.float32 must be .* give mask !=",
-        ),
-        (
-            lambda: drop_and_grow(M, T([1.0]), M.float(), 0),
-            r"magnitude of shape \(1,\) must have the shape \(2,\) of mask",
-        ),
-        (
-            lambda: drop_and_grow(M, M.float(), T(1.0), 0),
-            r"growth_scores of shape \(\) must have the shape \(2,\) of mask",
-        ),
+        (lambda: drop_and_grow(M.float(), M.float(), M.float(), 0), "mask of dtype torch.float32 must .* give mask !="),
+        (lambda: drop_and_grow(M, T([1.0]), M.float(), 0), r"magnitude of shape \(1,\) .* shape \(2,\) of mask"),
+        (lambda: drop_and_grow(M, M.float(), T(1.0), 0), r"growth_scores of shape \(\) .* shape \(2,\) of mask"),
         (lambda: drop_and_grow(M, T([1.0, NAN]), M.float(), 0), "magnitude has 1 NaN of 2"),
         (lambda: drop_and_grow(M, M.float(), T([NAN, NAN]), 0), "growth_scores has 2 NaN of 2"),
         (lambda: drop_and_grow(M, T([1.0, -2.5]), M.float(), 0), "magnitude has negative .* to -2.5: give weight.abs"),

@@ -1,0 +1,357 @@
+"""Which weights a network has while it trains."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_nobp.callbacks.masked_weights import DenseWeight, MaskedWeight, SparseWeight
+from lightning_nobp.functional.sparsity import (
+    check_sparsity,
+    cosine_drop_fraction,
+    cubic_sparsity,
+    drop_and_grow,
+    keep_n_of_m,
+    saliency,
+)
+from lightning_nobp.nn.sparse import SparseLayer
+from lightning_nobp.nn.sparsify import SparsityDistribution, choose_masks, match_names
+from lightning_nobp.rules.closed_form import ClosedFormRule
+
+Method = Literal["one_shot", "gradual", "random", "gradient", "set", "rigl", "n_m", "fixed"]
+Schedule = Literal["cubic", "linear", "cosine", "constant"]
+
+_EXCHANGING = ("set", "rigl")
+
+
+class SparsityMask(Callback):
+    r"""Keep weights at zero, and choose which ones, in any LightningModule.
+
+    The masks belong to the weights, of two dimensions or more, of the layers that ``include`` and ``exclude`` choose.
+    In a dense layer absent weights are zeros: in the weight, in its gradient and in the optimizer's state. A
+    :class:`~lightning_nobp.nn.SparseLinear` or :class:`~lightning_nobp.nn.SparseConv2d` gets another structure instead,
+    and its optimizer's state moves with it. Both train alike.
+
+    Masks change right before a step of the optimizer, with that step's gradient at hand. Steps are those of the
+    optimizers' first.
+
+    ========== =========================================================================================
+    method     what is kept
+    ========== =========================================================================================
+    one_shot   at step ``begin``, the largest weights
+    gradual    the largest weights, fewer and fewer until ``end``, every ``every`` steps
+    random     at step ``begin``, any weights
+    gradient   at step ``begin``, the weights that change the loss most, :math:`|w g|` (SNIP)
+    n_m        at step ``begin``, of every m consecutive inputs the n largest
+    set        any weights; every ``every`` steps until ``end`` the smallest are exchanged for any others
+    rigl       likewise, for those with the largest gradient
+    fixed      the weights that are not zero when training starts
+    ========== =========================================================================================
+
+    Sparsity is logged for each layer at the end of an epoch, as ``sparsity/<layer>``, and for all as ``sparsity``.
+
+    Args:
+        method: See above.
+        sparsity: Fraction of the weights that is absent in the end, in [0, 1). Not for ``'fixed'`` and ``'n_m'``.
+            ``'set'`` and ``'rigl'`` leave layers alone that are sparse already, and without it need no other.
+        schedule: For ``'gradual'``, ``'cubic'`` (the default; fast at first) or ``'linear'``; for ``'set'`` and
+            ``'rigl'``, ``'cosine'`` (the default) or ``'constant'``: how the fraction that is exchanged falls.
+        distribution: ``'uniform'``: every layer is as sparse; ``'global'``: the best of all layers together; ``'erk'``:
+            small layers keep more. By default ``'erk'`` for ``'random'``, ``'set'`` and ``'rigl'``, else ``'uniform'``.
+        begin: Step of the first mask.
+        end: Step of the last change. None: three quarters of the training.
+        every: Steps between two changes.
+        include: Patterns of layer names in the module, as of files (``'network.*'``), of which one must match.
+        exclude: Patterns of layer names, of which none may match.
+        regrow: Whether weights that are dropped may be those that grow again at once.
+        drop_fraction: Fraction of the kept weights that ``'set'`` and ``'rigl'`` exchange, at first.
+        n_m: n and m of ``'n_m'``.
+        rescale: Whether the weights of a layer that gets a random mask at step 0 grow by one over the square root of
+            its density, which keeps the size of activities.
+        seed: Of random masks and growth.
+
+    Raises:
+        ValueError: An argument outside its range, or one that the method does not know.
+        MisconfigurationException: The module solves for its weights, or has no layer that matches.
+
+    References:
+        Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878 (gradual). Lee, Ajanthan and Torr, "SNIP:
+        Single-shot Network Pruning based on Connection Sensitivity", arXiv 1810.02340 (gradient). Mocanu et al.,
+        "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity inspired by Network Science",
+        arXiv 1707.04780 (set). Evci, Gale, Menick, Castro and Elsen, "Rigging the Lottery: Making All Tickets Winners",
+        arXiv 1911.11134 (rigl, erk).
+    """
+
+    def __init__(
+        self,
+        method: Method = "gradual",
+        sparsity: float | None = None,
+        *,
+        schedule: Schedule | None = None,
+        distribution: SparsityDistribution | None = None,
+        begin: int = 0,
+        end: int | None = None,
+        every: int = 100,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        regrow: bool = False,
+        drop_fraction: float = 0.3,
+        n_m: tuple[int, int] = (2, 4),
+        rescale: bool = True,
+        seed: int = 0,
+    ) -> None:
+        _check_options(method, sparsity, schedule, begin, end, every, drop_fraction)
+        self.method = method
+        self.sparsity = sparsity
+        self.schedule = schedule or ("cosine" if method in _EXCHANGING else "cubic")
+        random_start = method in ("random", *_EXCHANGING)
+        self.distribution: SparsityDistribution = distribution or ("erk" if random_start else "uniform")
+        self.begin, self.end, self.every = begin, end, every
+        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.regrow, self.drop_fraction, self.n_m = regrow, drop_fraction, (n_m[0], n_m[1])
+        self.rescale = rescale and random_start
+        self.seed = seed
+        self.steps = 0
+        """Steps of the optimizer so far."""
+        self._started = False
+        self._weights: dict[str, MaskedWeight] = {}
+        self._restored: dict[str, Tensor] = {}
+        self._last = 0
+
+    # As long as a run lasts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start anew."""
+        if stage == "fit":
+            self.steps, self._started, self._restored = 0, False, {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers, with the masks of a checkpoint if there is one."""
+        if isinstance(pl_module, ClosedFormRule):
+            raise MisconfigurationException(
+                f"SparsityMask changes weights between steps of an optimizer, and a {type(pl_module).__name__} solves "
+                "for its weights: train with another rule"
+            )
+        layers = {name: m for name, m in pl_module.named_modules() if _has_matrix(m)}
+        try:
+            names = match_names(layers, self.include, self.exclude)
+        except ValueError as error:
+            raise MisconfigurationException(f"SparsityMask: {error}") from error
+        self._weights = {name: self._masked(name, layers[name]) for name in names}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the first masks, if they are due and need no gradient."""
+        self._last = self._last_step(trainer, pl_module)
+        if not self._started and self.begin == 0 and self.method != "gradient":
+            self._change(trainer)
+        self._mask_weights()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ask sparse layers for the gradient of absent weights, if it will be needed."""
+        wanted = self._is_due() and self._needs_gradient()
+        for weight in self._weights.values():
+            weight.record_dense_gradient(wanted)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Change the masks if it is time, and take the gradient of absent weights away."""
+        if optimizer is _optimizers(trainer)[0]:
+            if self._is_due():
+                self._change(trainer)
+            self.steps += 1
+        for weight in self._weights.values():
+            weight.mask_gradient()
+            weight.forget_dense_gradient()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Whatever has moved them, absent weights are zeros."""
+        self._mask_weights()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how sparse the layers are."""
+        masks = {name: weight.mask() for name, weight in self._weights.items()}
+        for name, mask in masks.items():
+            pl_module.log(f"sparsity/{name}", 1 - mask.float().mean())
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        pl_module.log("sparsity", 1 - kept / sum(mask.numel() for mask in masks.values()))
+
+    # Exact resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, and the masks of dense layers; sparse layers have their own."""
+        dense = {name: w.mask().cpu() for name, w in self._weights.items() if isinstance(w, DenseWeight)}
+        return {"steps": self.steps, "started": self._started, "masks": dense}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same masks."""
+        self.steps, self._started = state_dict["steps"], state_dict["started"]
+        self._restored = state_dict["masks"]
+
+    # When
+
+    def _is_due(self) -> bool:
+        """Whether the coming step changes masks."""
+        if not self._started:
+            return self.steps >= self.begin
+        regular = (self.steps - self.begin) % self.every == 0
+        if self.method == "gradual":
+            return self.steps == self._last or (regular and self.steps < self._last)
+        return self.method in _EXCHANGING and regular and self.steps < self._last
+
+    def _needs_gradient(self) -> bool:
+        return self.method == "gradient" or (self.method == "rigl" and self._started)
+
+    def _last_step(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        if self.method != "gradual" and self.method not in _EXCHANGING:
+            return self.begin
+        batches = trainer.estimated_stepping_batches
+        if self.end is None and batches == float("inf"):
+            raise MisconfigurationException("SparsityMask(end=None): a training without an end needs one here")
+        if self.end is not None and self.end > batches and self.method == "gradual":
+            rank_zero_warn(
+                f"SparsityMask(end={self.end}): the training has {batches} steps and will not reach "
+                f"sparsity={self.sparsity}"
+            )
+        # A rule that accumulates batches steps less often.
+        steps = batches / getattr(pl_module, "accumulate_grad_batches", 1)
+        return max(self.begin, int(0.75 * steps)) if self.end is None else self.end
+
+    # What
+
+    def _change(self, trainer: Trainer) -> None:
+        if self.method == "gradual":
+            new = self._largest(self._scheduled_sparsity())
+        elif self._started:
+            new = self._exchanged(trainer)
+        else:
+            new = self._first(trainer)
+        self._started = True
+        optimizers = _optimizers(trainer)
+        for name, mask in new.items():
+            self._weights[name].set_mask(mask, optimizers)
+
+    def _first(self, trainer: Trainer) -> dict[str, Tensor]:
+        if self.method == "one_shot":
+            return self._largest(cast(float, self.sparsity))
+        if self.method == "fixed":
+            return {name: w.mask() & (w.weight() != 0) for name, w in self._weights.items()}
+        if self.method == "n_m":
+            return {name: self._n_of_m(name, w) for name, w in self._weights.items()}
+        if self.method == "gradient":
+            scores = {n: saliency(w.weight(), self._gradient(n, w, trainer)) for n, w in self._weights.items()}
+            return choose_masks(scores, cast(float, self.sparsity), self.distribution)
+        return self._random()
+
+    def _largest(self, sparsity: float) -> dict[str, Tensor]:
+        # What is absent comes after a weight that happens to be zero.
+        scores = {n: torch.where(w.mask(), w.weight().abs(), -1) for n, w in self._weights.items()}
+        return choose_masks(scores, sparsity, self.distribution)
+
+    def _random(self) -> dict[str, Tensor]:
+        chosen = {name: w for name, w in self._weights.items() if self.method == "random" or bool(w.mask().all())}
+        if not chosen:
+            return {}
+        if self.sparsity is None:
+            raise MisconfigurationException(
+                f"SparsityMask(method={self.method!r}, sparsity=None): {', '.join(chosen)} have all their weights; "
+                "give a sparsity, or exclude them"
+            )
+        masks = choose_masks(self._drawn(chosen), self.sparsity, self.distribution)
+        for name, weight in chosen.items():
+            if self.rescale and self.steps == 0:
+                weight.scale(float(masks[name].float().mean()) ** -0.5)
+        return masks
+
+    def _exchanged(self, trainer: Trainer) -> dict[str, Tensor]:
+        fraction = self._scheduled_fraction()
+        growth = self._drawn(self._weights) if self.method == "set" else {}
+        new = {}
+        for name, weight in self._weights.items():
+            score = growth[name] if self.method == "set" else self._gradient(name, weight, trainer).abs()
+            new[name] = drop_and_grow(weight.mask(), weight.weight().abs(), score, fraction, regrow=self.regrow)
+        return new
+
+    def _scheduled_sparsity(self) -> float:
+        final = cast(float, self.sparsity)
+        if self.schedule == "cubic":
+            return cubic_sparsity(self.steps, begin=self.begin, end=self._last, initial=0.0, final=final)
+        done = (self.steps - self.begin) / max(1, self._last - self.begin)
+        return final * done if self.steps < self._last else final
+
+    def _scheduled_fraction(self) -> float:
+        if self.schedule == "constant":
+            return self.drop_fraction
+        return cosine_drop_fraction(self.steps, begin=self.begin, end=self._last, initial=self.drop_fraction)
+
+    def _n_of_m(self, name: str, weight: MaskedWeight) -> Tensor:
+        try:
+            return keep_n_of_m(weight.weight().abs(), *self.n_m)
+        except ValueError as error:
+            raise MisconfigurationException(f"SparsityMask(n_m={self.n_m}), layer {name!r}: {error}") from error
+
+    def _drawn(self, weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
+        """Random scores, the same in every process and after a restart."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.steps)
+        drawn = {}
+        for name, weight in weights.items():
+            like = weight.weight()
+            drawn[name] = torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like.device)
+        return drawn
+
+    def _gradient(self, name: str, weight: MaskedWeight, trainer: Trainer) -> Tensor:
+        gradient = weight.dense_gradient()
+        if gradient is None:
+            raise MisconfigurationException(
+                f"SparsityMask(method={self.method!r}) needs the gradient of all weights of {name!r}, and the backward "
+                "pass has left none: exclude the layer, or take another method"
+            )
+        # Each process has seen other data, and all must decide alike.
+        return cast(Tensor, trainer.strategy.reduce(gradient, reduce_op="mean"))
+
+    def _masked(self, name: str, layer: nn.Module) -> MaskedWeight:
+        if isinstance(layer, SparseLayer):
+            return SparseWeight(layer)
+        return DenseWeight(cast(nn.Parameter, layer.weight), self._restored.get(name))
+
+    def _mask_weights(self) -> None:
+        for weight in self._weights.values():
+            weight.mask_weight()
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    if isinstance(module, SparseLayer):
+        return True
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding)
+
+
+def _optimizers(trainer: Trainer) -> list[Optimizer]:
+    return [o.optimizer if isinstance(o, LightningOptimizer) else o for o in trainer.optimizers]
+
+
+def _check_options(
+    method: str, sparsity: float | None, schedule: str | None, begin: int, end: int | None, every: int, drop: float
+) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}")
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    if (sparsity is None) != (method in ("fixed", "n_m")) and method not in _EXCHANGING:
+        raise ValueError(f"sparsity={sparsity}: method={method!r} {'needs one' if sparsity is None else 'knows none'}")
+    schedules = ("cubic", "linear") if method == "gradual" else ("cosine", "constant") if method in _EXCHANGING else ()
+    if schedule is not None and schedule not in schedules:
+        known = ", ".join(map(repr, schedules)) or "none"
+        raise ValueError(f"schedule={schedule!r}: method={method!r} knows {known}")
+    if begin < 0 or every < 1 or (end is not None and end < begin):
+        raise ValueError(
+            f"begin={begin}, end={end}, every={every}: they count steps, and the end is not before the begin"
+        )
+    if not 0 <= drop <= 1:
+        raise ValueError(f"drop_fraction={drop} is not in [0, 1]: it is the fraction of the kept weights")
