@@ -171,8 +171,7 @@ def cosine_drop_fraction(step: int, *, begin: int = 0, end: int, initial: float)
         ValueError: A fraction outside [0, 1], or an end before the beginning.
     """
     _check_fraction(initial, "initial")
-    progress = _progress(step, begin, end)
-    return 0.0 if progress == 1 else initial / 2 * (1 + math.cos(math.pi * progress))
+    return initial / 2 * (1 + math.cos(math.pi * _progress(step, begin, end)))
 
 
 def drop_and_grow(

@@ -72,7 +72,7 @@ def test_a_decimal_sparsity_keeps_exactly_its_share(zeros, multiple):
 
 @pytest.mark.parametrize(
     ("numel", "sparsity", "kept"),
-    [(1000, 0.9, 100), (0, 0.9, 0), (1, 0.99, 1), (10, 0.999, 1), (10, 0.85, 2), (10, 0.84, 2), (10, 0.0, 10)],
+    [(1000, 0.9, 100), (0, 0.9, 0), (1, 0.99, 1), (10, 0.999, 1), (10, 0.65, 4), (10, 0.84, 2), (10, 0.0, 10)],
 )
 def test_kept_count_rounds_and_leaves_at_least_one(numel, sparsity, kept):
     assert kept_count(numel, sparsity) == kept
@@ -203,7 +203,7 @@ def test_an_exchange_by_hand_leaves_its_argument_alone():
 def test_saliency_is_the_slope_of_the_loss_as_each_weight_is_scaled():
     weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     gate = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
-    (gate * weight).sin().prod().backward()
+    (gate * weight).exp().sum().backward()
     torch.testing.assert_close(saliency(weight, weight.grad), gate.grad.abs(), atol=1e-12, rtol=1e-12)
 
 
