@@ -38,17 +38,17 @@ class SparsityMask(Callback):
     :class:`~lightning_nobp.nn.SparseLinear` or :class:`~lightning_nobp.nn.SparseConv2d` gets another structure instead,
     and its optimizer's state moves with it. Both train alike.
 
-    Masks change right before a step of the optimizer, with that step's gradient at hand. Steps are those of the
-    optimizers' first.
+    Masks change after steps of the optimizer (of several the first), with the gradient of that step at hand; only
+    ``'gradient'`` decides right before one.
 
     ========== =========================================================================================
     method     what is kept
     ========== =========================================================================================
-    one_shot   at step ``begin``, the largest weights
+    one_shot   after ``begin`` steps, the largest weights
     gradual    the largest weights, fewer and fewer until ``end``, every ``every`` steps
-    random     at step ``begin``, any weights
-    gradient   at step ``begin``, the weights that change the loss most, :math:`|w g|` (SNIP)
-    n_m        at step ``begin``, of every m consecutive inputs the n largest
+    random     after ``begin`` steps, any weights
+    gradient   after ``begin`` steps, the weights that change the loss most, :math:`|w g|` (SNIP)
+    n_m        after ``begin`` steps, of every m consecutive inputs the n largest
     set        any weights; every ``every`` steps until ``end`` the smallest are exchanged for any others
     rigl       likewise, for those with the largest gradient
     fixed      the weights that are not zero when training starts
@@ -64,8 +64,8 @@ class SparsityMask(Callback):
             ``'rigl'``, ``'cosine'`` (the default) or ``'constant'``: how the fraction that is exchanged falls.
         distribution: ``'uniform'``: every layer is as sparse; ``'global'``: the best of all layers together; ``'erk'``:
             small layers keep more. By default ``'erk'`` for ``'random'``, ``'set'`` and ``'rigl'``, else ``'uniform'``.
-        begin: Step of the first mask.
-        end: Step of the last change. None: three quarters of the training.
+        begin: Steps before the first mask.
+        end: Steps until the last change. None: three quarters of the training.
         every: Steps between two changes.
         include: Patterns of layer names in the module, as of files (``'network.*'``), of which one must match.
         exclude: Patterns of layer names, of which none may match.
@@ -119,7 +119,8 @@ class SparsityMask(Callback):
         self.seed = seed
         self.steps = 0
         """Steps of the optimizer so far."""
-        self._started = False
+        self._started, self._has_stepped = False, False
+        self._gradients: dict[str, Tensor] = {}
         self._weights: dict[str, MaskedWeight] = {}
         self._restored: dict[str, Tensor] = {}
         self._last = 0
@@ -129,7 +130,7 @@ class SparsityMask(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start anew."""
         if stage == "fit":
-            self.steps, self._started, self._restored = 0, False, {}
+            self.steps, self._started, self._has_stepped, self._restored = 0, False, False, {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers, with the masks of a checkpoint if there is one."""
@@ -154,16 +155,19 @@ class SparsityMask(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask sparse layers for the gradient of absent weights, if it will be needed."""
-        wanted = self._is_due() and self._needs_gradient()
+        wanted = self._scores_wanted()
         for weight in self._weights.values():
             weight.record_dense_gradient(wanted)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Change the masks if it is time, and take the gradient of absent weights away."""
+        """Take the gradient of absent weights away, and before that, note what depends on it."""
         if optimizer is _optimizers(trainer)[0]:
-            if self._is_due():
+            if self._scores_wanted():
+                self._gradients = {name: self._gradient(name, w, trainer) for name, w in self._weights.items()}
+            if self.method == "gradient" and self._is_due(self.steps):
                 self._change(trainer)
             self.steps += 1
+            self._has_stepped = True
         for weight in self._weights.values():
             weight.mask_gradient()
             weight.forget_dense_gradient()
@@ -171,7 +175,10 @@ class SparsityMask(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Whatever has moved them, absent weights are zeros."""
+        """Change the masks if it is time; whatever has moved them, absent weights are zeros."""
+        if self._has_stepped and self.method != "gradient" and self._is_due(self.steps):
+            self._change(trainer)
+        self._has_stepped = False
         self._mask_weights()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,17 +203,20 @@ class SparsityMask(Callback):
 
     # When
 
-    def _is_due(self) -> bool:
-        """Whether the coming step changes masks."""
+    def _is_due(self, steps: int) -> bool:
+        """Whether masks change after so many steps."""
         if not self._started:
-            return self.steps >= self.begin
-        regular = (self.steps - self.begin) % self.every == 0
+            return steps >= self.begin
+        regular = (steps - self.begin) % self.every == 0
         if self.method == "gradual":
-            return self.steps == self._last or (regular and self.steps < self._last)
-        return self.method in _EXCHANGING and regular and self.steps < self._last
+            return steps == self._last or (regular and steps < self._last)
+        return self.method in _EXCHANGING and regular and steps < self._last
 
-    def _needs_gradient(self) -> bool:
-        return self.method == "gradient" or (self.method == "rigl" and self._started)
+    def _scores_wanted(self) -> bool:
+        """Whether the coming step's gradient says which weights are kept."""
+        if self.method == "rigl":
+            return self._started and self._is_due(self.steps + 1)
+        return self.method == "gradient" and self._is_due(self.steps)
 
     def _last_step(self, trainer: Trainer, pl_module: LightningModule) -> int:
         if self.method != "gradual" and self.method not in _EXCHANGING:
@@ -229,15 +239,15 @@ class SparsityMask(Callback):
         if self.method == "gradual":
             new = self._largest(self._scheduled_sparsity())
         elif self._started:
-            new = self._exchanged(trainer)
+            new = self._exchanged()
         else:
-            new = self._first(trainer)
-        self._started = True
+            new = self._first()
+        self._started, self._gradients = True, {}
         optimizers = _optimizers(trainer)
         for name, mask in new.items():
             self._weights[name].set_mask(mask, optimizers)
 
-    def _first(self, trainer: Trainer) -> dict[str, Tensor]:
+    def _first(self) -> dict[str, Tensor]:
         if self.method == "one_shot":
             return self._largest(cast(float, self.sparsity))
         if self.method == "fixed":
@@ -245,7 +255,7 @@ class SparsityMask(Callback):
         if self.method == "n_m":
             return {name: self._n_of_m(name, w) for name, w in self._weights.items()}
         if self.method == "gradient":
-            scores = {n: saliency(w.weight(), self._gradient(n, w, trainer)) for n, w in self._weights.items()}
+            scores = {n: saliency(w.weight(), self._gradients[n]) for n, w in self._weights.items()}
             return choose_masks(scores, cast(float, self.sparsity), self.distribution)
         return self._random()
 
@@ -269,13 +279,13 @@ class SparsityMask(Callback):
                 weight.scale(float(masks[name].float().mean()) ** -0.5)
         return masks
 
-    def _exchanged(self, trainer: Trainer) -> dict[str, Tensor]:
+    def _exchanged(self) -> dict[str, Tensor]:
         fraction = self._scheduled_fraction()
-        growth = self._drawn(self._weights) if self.method == "set" else {}
+        growth = self._drawn(self._weights) if self.method == "set" else self._gradients
         new = {}
         for name, weight in self._weights.items():
-            score = growth[name] if self.method == "set" else self._gradient(name, weight, trainer).abs()
-            new[name] = drop_and_grow(weight.mask(), weight.weight().abs(), score, fraction, regrow=self.regrow)
+            magnitude = weight.weight().abs()
+            new[name] = drop_and_grow(weight.mask(), magnitude, growth[name].abs(), fraction, regrow=self.regrow)
         return new
 
     def _scheduled_sparsity(self) -> float:
@@ -312,8 +322,9 @@ class SparsityMask(Callback):
                 f"SparsityMask(method={self.method!r}) needs the gradient of all weights of {name!r}, and the backward "
                 "pass has left none: exclude the layer, or take another method"
             )
-        # Each process has seen other data, and all must decide alike.
-        return cast(Tensor, trainer.strategy.reduce(gradient, reduce_op="mean"))
+        # A copy, since absent weights' part of it is about to go. Each process has seen other data, and all must decide
+        # alike.
+        return cast(Tensor, trainer.strategy.reduce(gradient.clone(), reduce_op="mean"))
 
     def _masked(self, name: str, layer: nn.Module) -> MaskedWeight:
         if isinstance(layer, SparseLayer):

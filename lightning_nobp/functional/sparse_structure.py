@@ -104,6 +104,12 @@ class SparseStructure:
         """The values ``(nnz,)`` of a dense weight, those where the mask is True."""
         return weight.flatten() if self.is_full else weight.flatten()[self.flat_index]
 
+    def to(self, device: torch.device) -> "SparseStructure":
+        """The same structure on a device."""
+        if self.column.device == device:
+            return self
+        return SparseStructure(self.shape, *(index.to(device) for index in self.tensors()))
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The five index tensors, in the order of the fields."""
         return self.row_first, self.column, self.column_first, self.row, self.origin

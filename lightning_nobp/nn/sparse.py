@@ -25,7 +25,6 @@ THRESHOLD = 0.65
 
 _Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
 _ProductVJP = Callable[..., tuple[Tensor | None, Tensor | None]]
-_INDICES = ("row_first", "column", "column_first", "row", "origin")
 
 
 class SparseLayer(nn.Module):
@@ -52,18 +51,14 @@ class SparseLayer(nn.Module):
 
     values: nn.Parameter
     bias: nn.Parameter | None
-    row_first: Tensor
-    column: Tensor
-    column_first: Tensor
-    row: Tensor
-    origin: Tensor
+    structure: SparseStructure
+    """Where the weights are; :meth:`set_mask` changes it."""
 
     def __init__(self, shape: tuple[int, ...], mask: Tensor | None, device: Any, dtype: Any) -> None:
         super().__init__()
         self.threshold = THRESHOLD
         self._shape = shape
         self._changes = 0
-        self._structure: SparseStructure | None = None
         self.records_dense_grad = False
         self.dense_grad: Tensor | None = None
         # A network that is built without memory has its structure all the same.
@@ -71,7 +66,8 @@ class SparseLayer(nn.Module):
         here = "cpu" if device.type == "meta" else device
         mask = torch.ones(shape, dtype=torch.bool, device=here) if mask is None else mask
         self._check_mask(mask)
-        self._set_structure(SparseStructure.from_mask(mask.to(here)))
+        # No buffers: nobody else must restore or cast them.
+        self.structure = SparseStructure.from_mask(mask.to(here))
         self.values = nn.Parameter(torch.empty(self.structure.nnz, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
@@ -84,18 +80,6 @@ class SparseLayer(nn.Module):
             if self.bias is not None:
                 bound = 1 / math.sqrt(max(1, weight[0].numel()))
                 self.bias.uniform_(-bound, bound)
-
-    @property
-    def structure(self) -> SparseStructure:
-        """Where the weights are."""
-        known = self._structure
-        # Moved to another device, or seen by a compiler, the indices are other tensors.
-        if known is not None and known.row_first is self.row_first and not torch.compiler.is_compiling():
-            return known
-        self._structure = SparseStructure(
-            self._shape, self.row_first, self.column, self.column_first, self.row, self.origin
-        )
-        return self._structure
 
     @property
     def mask(self) -> Tensor:
@@ -161,7 +145,7 @@ class SparseLayer(nn.Module):
     def _take(self, layer: nn.Linear | nn.Conv2d) -> Self:
         """Values and bias of a dense layer, instead of those that hold nothing yet."""
         weight = layer.weight.detach()
-        self._set_structure(SparseStructure.from_mask(self.mask.to(weight.device)))
+        self.structure = self.structure.to(self.structure.column.device if weight.is_meta else weight.device)
         values = self.structure.from_dense(weight).clone()
         self.values = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
         self.register_parameter("bias", cast(nn.Parameter | None, layer.bias))
@@ -178,9 +162,11 @@ class SparseLayer(nn.Module):
         if mask.shape != self._shape:
             raise ValueError(f"mask of shape {tuple(mask.shape)}: the weight's shape is {self._shape}")
 
-    def _set_structure(self, structure: SparseStructure) -> None:
-        for name, index in zip(_INDICES, structure.tensors(), strict=True):
-            self.register_buffer(name, index, persistent=False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.values.is_meta:
+            self.structure = self.structure.to(self.values.device)
+        return self
 
     def _records(self) -> bool:
         return self.records_dense_grad and torch.is_grad_enabled() and self.values.requires_grad
@@ -211,7 +197,7 @@ class SparseLayer(nn.Module):
         self.values.data = values.to(self.values.dtype)
         # Autograd refuses a graph that has kept the values as they were.
         torch.autograd.graph.increment_version(self.values)
-        self._set_structure(structure)
+        self.structure = structure
         self._changes += 1
 
     # Checkpoints
