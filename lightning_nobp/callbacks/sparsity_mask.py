@@ -59,7 +59,7 @@ class SparsityMask(Callback):
     Args:
         method: See above.
         sparsity: Fraction of the weights that is absent in the end, in [0, 1). Not for ``'fixed'`` and ``'n_m'``.
-            ``'set'`` and ``'rigl'`` leave layers alone that are sparse already, and without it need no other.
+            ``'set'`` and ``'rigl'`` leave layers alone that are sparse already, and without it all others too.
         schedule: For ``'gradual'``, ``'cubic'`` (the default; fast at first) or ``'linear'``; for ``'set'`` and
             ``'rigl'``, ``'cosine'`` (the default) or ``'constant'``: how the fraction that is exchanged falls.
         distribution: ``'uniform'``: every layer is as sparse; ``'global'``: the best of all layers together; ``'erk'``:
@@ -265,14 +265,17 @@ class SparsityMask(Callback):
         return choose_masks(scores, sparsity, self.distribution)
 
     def _random(self) -> dict[str, Tensor]:
-        chosen = {name: w for name, w in self._weights.items() if self.method == "random" or bool(w.mask().all())}
+        full = {name: w for name, w in self._weights.items() if bool(w.mask().all())}
+        chosen = self._weights if self.method == "random" else full
+        if self.sparsity is None:
+            # Some layers of a sparse network may be dense, and stay so.
+            if len(full) < len(self._weights):
+                return {}
+            raise MisconfigurationException(
+                f"SparsityMask(method={self.method!r}, sparsity=None): no layer is sparse; give a sparsity"
+            )
         if not chosen:
             return {}
-        if self.sparsity is None:
-            raise MisconfigurationException(
-                f"SparsityMask(method={self.method!r}, sparsity=None): {', '.join(chosen)} have all their weights; "
-                "give a sparsity, or exclude them"
-            )
         masks = choose_masks(self._drawn(chosen), self.sparsity, self.distribution)
         for name, weight in chosen.items():
             if self.rescale and self.steps == 0:
