@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,17 +13,27 @@ from lightning_nobp.functional.sparse_structure import SparseStructure
 
 _SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 
+# Pointers and integers of the kernels, in order.
+_SIGNATURES = {
+    "linear": "ppppp" + "iiii" + "p",
+    "linear_backward": "ppp" + "ppppp" + "iiii" + "pp",
+    "conv2d": "ppppp" + "pi" + "p",
+    "conv2d_backward": "ppp" + "ppppp" + "pi" + "pp",
+}
+
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """Stride, padding, dilation and groups of a convolution."""
 
 
-def supports(*tensors: Tensor | None) -> bool:
+def supports(x: Tensor, values: Tensor, other: Tensor | None) -> bool:
     """Whether the kernels can take these tensors: on the CPU, all float32 or all float64, none of torch.func's."""
-    given = [t for t in tensors if t is not None]
-    dtype = given[0].dtype
-    if dtype not in _SUFFIXES or not all(t.dtype is dtype and t.device.type == "cpu" for t in given):
+    # Spelled out, since every layer is asked twice at every step.
+    dtype = x.dtype
+    if dtype not in _SUFFIXES or values.dtype is not dtype or not (x.is_cpu and values.is_cpu):
         return False
-    return torch.compiler.is_compiling() or not any(map(torch._C._functorch.is_functorch_wrapped_tensor, given))
+    if other is not None and (other.dtype is not dtype or not other.is_cpu):
+        return False
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
 
 
 def forward(
@@ -82,13 +93,14 @@ def _sizes(shape: Sequence[int], weight: Sequence[int], geometry: Geometry | Non
 
 
 def _call(name: str, first: Tensor, *others: Any) -> None:
-    function = getattr(library("sparse"), f"nobp_sparse_{name}_{_SUFFIXES[first.dtype]}")
     # The arguments live until the kernel is done, and with them every tensor that a pointer is taken of.
-    if function(*[_c_argument(a) for a in (first, *others)]):
+    pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
+    if _function(name, first.dtype)(*pointers):
         raise MemoryError(f"no memory for the scratch space of a sparse {name}")
 
 
-def _c_argument(arg: Any) -> Any:
-    if isinstance(arg, Tensor):
-        return ctypes.c_void_p(arg.data_ptr())
-    return ctypes.c_int64(arg) if isinstance(arg, int) else arg
+@cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    function = getattr(library("sparse"), f"nobp_sparse_{name}_{_SUFFIXES[dtype]}")
+    function.argtypes = [ctypes.c_void_p if kind == "p" else ctypes.c_int64 for kind in _SIGNATURES[name]]
+    return function

@@ -27,12 +27,14 @@ def sparse_layer(
     geometry: native.Geometry | None = None,
 ) -> Tensor:
     """A sparse convolution of ``x``, or without ``geometry`` a sparse linear layer, by the compiled kernels."""
-    # An operator takes several times as long to call as autograd's own function.
+    # An operator takes several times as long to call as autograd's own function, and that as long as a plain one.
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         numbers = [] if geometry is None else [*geometry[0], *geometry[1], *geometry[2], geometry[3]]
         return torch.ops.lightning_nobp.sparse_layer(  # type: ignore[no-any-return]
             x, values, bias, structure.shape, *structure.tensors(), numbers
         )
+    if not torch.is_grad_enabled():
+        return native.forward(x, values, bias, structure, geometry)
     return _SparseLayer.apply(x, values, bias, structure, geometry)  # type: ignore[no-any-return]
 
 

@@ -71,12 +71,12 @@ class SparseStructure:
         """Number of weights."""
         return self.column.numel()
 
-    @property
+    @cached_property
     def is_full(self) -> bool:
         """Whether no weight is absent."""
         return self.nnz == math.prod(self.shape)
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Fraction of the dense weight that is there."""
         return self.nnz / max(1, math.prod(self.shape))

@@ -20,8 +20,9 @@ from lightning_nobp.functional.sparse import (
 )
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 
-THRESHOLD = 0.65
-"""Sparsity from which the sparse kernels are the faster ones, as far as one number can say it for all layers."""
+_THRESHOLD = 0.5
+# Putting so few weights between zeros takes longer than any product with them.
+_SMALL = 2**14
 
 _Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
 _ProductVJP = Callable[..., tuple[Tensor | None, Tensor | None]]
@@ -39,7 +40,8 @@ class SparseLayer(nn.Module):
     not plus zero. A weight without any zero is a dense network's, and leaves the layer's mask as it is.
 
     Attributes:
-        threshold: From this sparsity on the sparse kernels are used, below it a dense product with zeros.
+        threshold: From this sparsity on the sparse kernels are used, below it a dense product with zeros. At first one
+            half, and nought for weights of less than 16384 entries.
         records_dense_grad: Whether backward passes leave the gradient of the dense weight in ``dense_grad`` too, absent
             weights included, at the price of a dense product. Set it before the forward pass.
         dense_grad: That gradient, summed over backward passes like ``values.grad``; yours to reset.
@@ -56,7 +58,7 @@ class SparseLayer(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], mask: Tensor | None, device: Any, dtype: Any) -> None:
         super().__init__()
-        self.threshold = THRESHOLD
+        self.threshold = _THRESHOLD if math.prod(shape) >= _SMALL else 0.0
         self._shape = shape
         self._changes = 0
         self.records_dense_grad = False
@@ -99,7 +101,7 @@ class SparseLayer(nn.Module):
     @property
     def backend(self) -> Backend:
         """What the products are computed with at the present sparsity."""
-        return "auto" if self.sparsity >= self.threshold else "torch"
+        return "auto" if self.sparsity >= self.threshold and not self.structure.is_full else "torch"
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor, optimizers: Optimizer | Iterable[Optimizer] = ()) -> None:

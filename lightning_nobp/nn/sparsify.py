@@ -19,7 +19,7 @@ from lightning_nobp.functional.sparse import (
     sparse_linear_vjp,
 )
 from lightning_nobp.functional.sparsity import check_sparsity, keep_largest, keep_largest_globally, kept_counts
-from lightning_nobp.nn.sparse import THRESHOLD, SparseConv2d, SparseLayer, SparseLinear
+from lightning_nobp.nn.sparse import SparseConv2d, SparseLayer, SparseLinear
 
 SparsityDistribution = Literal["uniform", "global", "erk"]
 
@@ -35,7 +35,7 @@ def sparsify(
     exclude: Sequence[str] = (),
     rescale: bool = False,
     generator: torch.Generator | None = None,
-    threshold: float | Literal["measure"] = THRESHOLD,
+    threshold: float | Literal["measure"] | None = None,
     example_input: Tensor | None = None,
 ) -> nn.Module:
     """Put sparse layers in the place of linear and convolutional ones, in ``model`` itself.
@@ -56,8 +56,9 @@ def sparsify(
         rescale: Whether weights grow by one over the square root of the layer's density, which keeps the size of
             activities in a network that starts from random weights.
         generator: Draws for ``method='random'``.
-        threshold: From this sparsity on a layer uses the sparse kernels, and below it a dense product with zeros.
-            ``'measure'`` times both, layer by layer, and remembers for layers and inputs of the same sizes.
+        threshold: From this sparsity on a layer uses the sparse kernels, and below it a dense product with zeros; None
+            for the layers' own. ``'measure'`` times both, layer by layer, and remembers for layers and inputs of the
+            same sizes.
         example_input: A batch for ``threshold='measure'``.
 
     Returns:
@@ -83,7 +84,7 @@ def sparsify(
     if threshold == "measure":
         assert example_input is not None
         measure_thresholds(model, example_input)
-    else:
+    elif threshold is not None:
         for layer in replaced.values():
             layer.threshold = threshold
     return model

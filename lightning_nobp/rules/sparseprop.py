@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nobp.nn.backprop import check_supported
-from lightning_nobp.nn.sparse import THRESHOLD, SparseLayer
+from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.nn.sparsify import (
     SparsityDistribution,
     choose_masks,
@@ -41,8 +41,8 @@ class SparseProp(Backprop):
             largest of all layers together.
         include: Patterns of layer names in the network, as of files, of which one must match.
         exclude: Patterns of layer names, of which none may match: those stay dense.
-        threshold: Sparsity from which a layer uses the sparse kernels, and below it a dense product with zeros;
-            ``'measure'`` times both on the first batch.
+        threshold: Sparsity from which a layer uses the sparse kernels, and below it a dense product with zeros; None
+            for the layers' own. ``'measure'`` times both on the first batch.
         pretrained: Checkpoint of a rule with the same network, or a file with its ``state_dict``; of several files
             that match (``'runs/*/checkpoints/*.ckpt'``) the newest.
         fresh: Patterns of layer names that ``pretrained`` does not fill: they start anew.
@@ -68,7 +68,7 @@ class SparseProp(Backprop):
         distribution: SparsityDistribution = "erk",
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
-        threshold: float | Literal["measure"] = THRESHOLD,
+        threshold: float | Literal["measure"] | None = None,
         pretrained: str | None = None,
         fresh: Sequence[str] = (),
         seed: int = 0,
@@ -101,7 +101,7 @@ class SparseProp(Backprop):
             exclude=self.exclude,
             rescale=self.sparsity is not None and self.method == "random",
             generator=torch.Generator().manual_seed(self.seed),
-            threshold=THRESHOLD if self.threshold == "measure" else self.threshold,
+            threshold=None if self.threshold == "measure" else self.threshold,
         )
 
     def check_network(self, network: nn.Module) -> None:
