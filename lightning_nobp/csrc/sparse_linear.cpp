@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <vector>
 
 #include "scratch.h"
 #include "sparse_product.h"
@@ -11,18 +10,8 @@
 namespace nobp {
 namespace {
 
-// Inputs of this many bytes stay in its first level beside the sums.
-#ifndef IB
-#define IB 20
-#define SH 6
-#define KBL 128
-#define TBY 256
-#endif
-constexpr int64_t kInnerBytes = IB * 1024;
-constexpr int64_t kShortest = SH;
-constexpr int64_t kBlock = KBL;
 // Transposed inputs of this many bytes stay in the second level of the cache beside the weights.
-constexpr int64_t kTileBytes = TBY * 1024;
+constexpr int64_t kTileBytes = 512 * 1024;
 // Less work than this is done before a second thread has woken up.
 constexpr int64_t kParallelWork = 32768;
 
@@ -87,59 +76,26 @@ void transpose_out(const T* block, int64_t width, int64_t samples, int64_t rows,
   }
 }
 
-// The rows of a matrix in blocks, and each in runs of neighbouring columns whose inputs fit the first level of the
-// cache: a block's runs of the first columns, then those of the next.
-struct Plan {
-  std::vector<Segment> segments;
-  std::vector<int64_t> block_first;  // where the segments of each block of kBlock rows begin
-
-  // `column_bytes`: what the inputs of one column take.
-  Plan(const int32_t* first, const int32_t* column, int64_t rows, int64_t columns, int64_t column_bytes) {
-    const int64_t average = rows ? first[rows] / rows : 0;
-    // A run must be long enough to pay for loading and storing its sums.
-    const int64_t parts = std::clamp<int64_t>(average / kShortest, 1, columns * column_bytes / kInnerBytes + 1);
-    const int64_t width = (columns + parts - 1) / parts;
-    std::vector<int32_t> next;
-    for (int64_t r = 0; r < rows; r += kBlock) {
-      block_first.push_back(segments.size());
-      const int64_t count = std::min(kBlock, rows - r);
-      next.assign(first + r, first + r + count);
-      for (int64_t part = 0; part < parts; ++part) {
-        const size_t begin = segments.size();
-        for (int64_t i = 0; i < count; ++i) {
-          const int32_t start = next[i];
-          while (next[i] < first[r + i + 1] && column[next[i]] < (part + 1) * width) ++next[i];
-          if (next[i] > start) segments.push_back({int32_t(i), start, next[i]});
-        }
-        sort_by_length(segments.data() + begin, segments.data() + segments.size());
-      }
-    }
-    block_first.push_back(segments.size());
-  }
-};
-
 // All rows for one tile of N vectors of samples.
 template <class T, int N>
-void multiply_tile(const Plan& plan, const NonZeros<T>& nonzeros, int64_t rows, const T* x, const T* bias,
-                   int64_t samples, T* y) {
+void multiply_tile(const Rows<T>& rows, int64_t count, const T* x, const T* bias, int64_t samples, T* y) {
   constexpr int L = kLanes<T>;
   constexpr int64_t width = N * L;
+  // Samples lie far apart in y, often in the same set of the cache: several lines of each are written together.
+  constexpr int64_t kBlock = 64 / sizeof(T) < kLanes<T> ? kLanes<T> : 64 / sizeof(T);
   // Zeros, since rows that there are not are transposed too.
   alignas(64) T block[kBlock * width] = {};
   int32_t position[N];
   for (int i = 0; i < N; ++i) position[i] = i * L;
-  for (int64_t b = 0; b * kBlock < rows; ++b) {
-    const int64_t start = b * kBlock, count = std::min(kBlock, rows - start);
-    for (int64_t r = 0; r < count; ++r) std::fill_n(block + r * width, width, bias ? bias[start + r] : T(0));
-    for (int64_t s = plan.block_first[b]; s < plan.block_first[b + 1]; ++s) {
-      const Segment& segment = plan.segments[s];
-      T* out = block + segment.row * width;
+  for (int64_t n = 0; n < count; n += kBlock) {
+    const int64_t here = std::min<int64_t>(kBlock, count - n);
+    for (int64_t r = 0; r < here; ++r) {
       Vector<T> sum[N];
-      for (int i = 0; i < N; ++i) sum[i] = load(out + i * L);
-      multiply_segment<T, N>(nonzeros, segment, x, position, sum);
-      for (int i = 0; i < N; ++i) store(out + i * L, sum[i]);
+      for (int i = 0; i < N; ++i) sum[i] = broadcast(bias ? bias[n + r] : T(0));
+      multiply_row<T, N>(rows, int(n + r), x, position, sum);
+      for (int i = 0; i < N; ++i) store(block + r * width + i * L, sum[i]);
     }
-    transpose_out(block, width, samples, count, y + start, rows);
+    transpose_out(block, width, samples, here, y + n, count);
   }
 }
 
@@ -173,8 +129,7 @@ int linear(const Problem& p, const T* x, const T* values, const T* bias, T* y) {
   auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
   if (!offset && nonzeros) return 1;
   for (int64_t j = 0; j < nonzeros; ++j) offset[j] = int32_t(p.column[j] * width);
-  const Plan plan(p.row_first, p.column, p.outputs, p.inputs, width * sizeof(T));
-  const NonZeros<T> rows{offset, values};
+  const Rows<T> rows{p.row_first, offset, values};
   std::atomic<int> failed{0};
 #pragma omp parallel for schedule(dynamic) num_threads(p.threads) if (p.parallel())
   for (int64_t t = 0; t < tiles; ++t) {
@@ -186,7 +141,7 @@ int linear(const Problem& p, const T* x, const T* values, const T* bias, T* y) {
     }
     transpose_in(x + start * p.inputs, p.inputs, samples, width, tile);
     with_vectors(vectors, [&](auto n) {
-      multiply_tile<T, n>(plan, rows, p.outputs, tile, bias, samples, y + start * p.outputs);
+      multiply_tile<T, n>(rows, p.outputs, tile, bias, samples, y + start * p.outputs);
     });
   }
   return failed;
@@ -217,8 +172,7 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
       column_value[j] = values[c.origin[j]];
     }
   }
-  const Plan plan(c.first, c.row, grad_x ? p.inputs : 0, p.outputs, width * sizeof(T));
-  const NonZeros<T> columns{column_offset, column_value};
+  const Rows<T> columns{c.first, column_offset, column_value};
   std::atomic<int> failed{0};
 #pragma omp parallel for schedule(static, 1) num_threads(p.threads) if (p.parallel())
   for (int64_t part = 0; part < parts; ++part) {
@@ -237,7 +191,7 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
       with_vectors(vectors, [&](auto n) {
         if (result) correlate_tile<T, n>(p.row_first, offset, p.outputs, tile, grad_tile, result);
         if (grad_x) {
-          multiply_tile<T, n>(plan, columns, p.inputs, grad_tile, static_cast<const T*>(nullptr), samples,
+          multiply_tile<T, n>(columns, p.inputs, grad_tile, static_cast<const T*>(nullptr), samples,
                               grad_x + start * p.inputs);
         }
       });

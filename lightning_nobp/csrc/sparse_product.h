@@ -2,8 +2,6 @@
 // positions: samples of a batch or pixels of images. A non-zero finds its input row by an offset from the position.
 #pragma once
 
-#include <algorithm>
-
 #include "simd.h"
 
 namespace nobp {
@@ -11,50 +9,40 @@ namespace nobp {
 // As many vectors as there are accumulators without spilling, from SSE's 16 registers on.
 constexpr int kTile = 8;
 
-// Non-zeros of a matrix, row after row.
+// Non-zeros of a matrix by rows: those of row r are first[r] <= j < first[r + 1].
 template <class T>
-struct NonZeros {
+struct Rows {
+  const int32_t* first;
   const int32_t* offset;  // from a position to the non-zero's input
   const T* value;
 };
 
-// A run of non-zeros that belong to one row.
-struct Segment {
-  int32_t row, first, end;
-};
-
-// Longest first. A loop that runs as often as the one before costs no mispredicted branch.
-inline void sort_by_length(Segment* begin, Segment* end) {
-  std::stable_sort(begin, end, [](const Segment& a, const Segment& b) { return a.end - a.first > b.end - b.first; });
-}
-
-// sum[i] += value[j] * x[position[i] + offset[j]], summed over the segment. Few vectors are summed in several chains,
-// since one multiply-add must wait for the one before it.
+// sum[i] += value[j] * x[position[i] + offset[j]], summed over the row. Few vectors are summed in several chains, since
+// one multiply-add must wait for the one before it.
 template <class T, int N>
-inline void multiply_segment(const NonZeros<T>& nonzeros, const Segment& segment, const T* x, const int32_t* position,
-                             Vector<T>* sum) {
+inline void multiply_row(const Rows<T>& rows, int row, const T* x, const int32_t* position, Vector<T>* sum) {
   constexpr int chains = kTile / N > 4 ? 4 : kTile / N;
   Vector<T> partial[chains][N] = {};
-  for (int i = 0; i < N; ++i) partial[0][i] = sum[i];
   const T* base[N];
   for (int i = 0; i < N; ++i) base[i] = x + position[i];
-  int j = segment.first;
-  for (; j + chains <= segment.end; j += chains) {
+  int j = rows.first[row];
+  const int end = rows.first[row + 1];
+  for (; j + chains <= end; j += chains) {
     for (int c = 0; c < chains; ++c) {
-      const Vector<T> value = broadcast(nonzeros.value[j + c]);
-      const int64_t offset = nonzeros.offset[j + c];
+      const Vector<T> value = broadcast(rows.value[j + c]);
+      const int64_t offset = rows.offset[j + c];
       for (int i = 0; i < N; ++i) partial[c][i] += value * load(base[i] + offset);
     }
   }
-  for (; j < segment.end; ++j) {
-    const Vector<T> value = broadcast(nonzeros.value[j]);
-    const int64_t offset = nonzeros.offset[j];
+  for (; j < end; ++j) {
+    const Vector<T> value = broadcast(rows.value[j]);
+    const int64_t offset = rows.offset[j];
     for (int i = 0; i < N; ++i) partial[0][i] += value * load(base[i] + offset);
   }
   for (int c = 1; c < chains; ++c) {
     for (int i = 0; i < N; ++i) partial[0][i] += partial[c][i];
   }
-  for (int i = 0; i < N; ++i) sum[i] = partial[0][i];
+  for (int i = 0; i < N; ++i) sum[i] += partial[0][i];
 }
 
 // result[j] += sum over positions of y[i] * x[position[i] + offset[j]], for every non-zero j of the row.
