@@ -1,5 +1,6 @@
 """A training that runs on one process or two, importable by spawned processes."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import backprop, blobs, trainer, weights
 
-from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, PredictionWriter
+from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, PredictionWriter, SparsityMask
 from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.nn import MLP, ForwardForwardMLP, ResCNet
-from lightning_nobp.rules import Backprop, MultiplexedGradientDescent, ResidualCompensation, SymBa
+from lightning_nobp.rules import Backprop, MultiplexedGradientDescent, ResidualCompensation, SparseProp, SymBa
+
+# Processes that need not import everything again; autograd's threads for a GPU would not survive that.
+FORKED = "ddp_fork" if sys.platform == "linux" and not torch.cuda.is_available() else "ddp_spawn"
 
 
 class ShardedBlobs(L.LightningDataModule):
@@ -102,6 +106,23 @@ def train_mgd(
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
     run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
     run.fit(rule, datamodule=ShardedBlobs())
+
+
+def train_sparse(folder: Path, strategy: str, mask: dict[str, Any] | None, **kwargs: Any) -> None:
+    """Backpropagation under masks on one process or two; with sparse layers if ``sparsity`` is given."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    defaults = {"num_classes": 3, "input_shape": (1, 2, 3), "loss": "cross_entropy"}
+    defaults |= {
+        "network": partial(MLP, hidden_dims=(40,)),
+        "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    }
+    kind = SparseProp if "sparsity" in kwargs else Backprop
+    callbacks = [SaveRank(folder), *([] if mask is None else [SparsityMask(**mask)])]
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
+    trainer(folder, max_epochs=2, callbacks=callbacks, **settings).fit(
+        kind(**defaults | kwargs), datamodule=ShardedBlobs()
+    )
 
 
 def fit_closed_form(folder: Path, strategy: str, cache: str) -> None:
