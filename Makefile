@@ -3,22 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types pytest docs wheel bench clean
+KERNELS := setup.py $(wildcard lightning_nobp/csrc/*.cpp lightning_nobp/csrc/*.h)
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+.PHONY: demo test lint types pytest docs wheel bench sanitize clean
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.x'"
 	$(PYTHON) -m venv $(VENV)
 
-# A marker an install, so that a second `make` starts at once and a changed pyproject.toml installs again.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+# A marker an install, so that a second `make` starts at once, and a changed pyproject.toml or kernel installs again.
+$(VENV)/.installed: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-test: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-docs: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
@@ -46,5 +49,14 @@ wheel: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test  ## timed runs: a table each, not part of the tests
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
+CXX ?= g++
+
+sanitize: $(VENV)/.installed-test  ## the tests of the kernels, with every access to memory checked
+	CFLAGS="$(SANITIZERS)" CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext \
+		--build-lib build/sanitize --build-temp build/sanitize/objects
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest --kernels=build/sanitize/lightning_nobp/csrc \
+		tests/functional/test_sparse_kernels.py tests/functional/test_sparse.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build
+	rm -rf $(VENV) build dist *.egg-info docs/_build lightning_nobp/csrc/*.so

@@ -37,6 +37,9 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": between(ROOT / "README.md", [*overview(measured), "", *commands(measured)]),
         page: between(page, [line for data_set in DATA_SETS for line in section(data_set, measured)]),
         ROOT / "docs" / "rules" / "mgd.md": between(ROOT / "docs" / "rules" / "mgd.md", hardware(measured)),
+        ROOT / "docs" / "rules" / "sparseprop.md": between(
+            ROOT / "docs" / "rules" / "sparseprop.md", sparsity(measured)
+        ),
     }
 
 
@@ -74,6 +77,27 @@ def hardware(measured: Measured) -> list[str]:
         counts = (r["cost_evaluations"], r["samples_seen"], r["steps"])
         seconds = [f"{platform.seconds(*counts, r['parameters']):.3g}" for platform in PLATFORMS.values()]
         rows.append([f"`{name}`", accuracy(r), *(f"{n:,}" for n in counts), f"{r['cpu_seconds']:.0f}", *seconds])
+    return table(rows)
+
+
+def sparsity(measured: Measured) -> list[str]:
+    """Sparse networks beside the dense ones of the same sizes."""
+    dense = {"digits": "backprop", "cifar10": "backprop_resnet"}
+    rows = [["data set", "network", "test accuracy, %", "weights", "CPU seconds"]]
+    for data_set in ("digits", "mnist", "fashion_mnist", "cifar10"):
+        sparse = sorted(name for name in measured if name.startswith(f"{data_set}/sparseprop"))
+        for name in [f"{data_set}/{dense.get(data_set, 'backprop_300_100')}", *sparse]:
+            if name in measured:
+                r = measured[name]
+                rows.append(
+                    [
+                        title(data_set, measured),
+                        f"`{name}`",
+                        accuracy(r),
+                        f"{r['parameters']:,}",
+                        f"{r['cpu_seconds']:.0f}",
+                    ]
+                )
     return table(rows)
 
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_nobp.nn import densify
 from lightning_nobp.rules import ClassificationRule
 
 
@@ -77,12 +78,15 @@ def export(checkpoint: Path, file: Path) -> float:
     if rule.input_shape is None:
         raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")
     plain = type(rule).forward is ClassificationRule.forward
-    network = (rule.built_network() if plain else Scores(rule)).eval()
     x = torch.randn(3, *rule.input_shape, dtype=_dtype(content))
+    with torch.no_grad():
+        expected = rule.eval()(x)
+    # Sparse layers need this package where the file is used, dense ones with zeros do not.
+    rule.network = densify(rule.built_network())
+    network = (rule.network if plain else Scores(rule)).eval()
     file.parent.mkdir(parents=True, exist_ok=True)
     scores = writers[file.suffix](network, x, file, _about(rule, content))
-    with torch.no_grad():
-        return float((scores.double() - rule.eval()(x).double()).abs().max())
+    return float((scores.double() - expected.double()).abs().max())
 
 
 def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
