@@ -60,11 +60,6 @@ def sparse_linear(
         RuntimeError: ``backend='native'`` for tensors that the kernels cannot take, or where there are no kernels.
     """
     _check(x, values, structure, bias, backend, dims=2)
-    if x.shape[-1:] != structure.shape[1:]:
-        raise ValueError(
-            f"x of shape {tuple(x.shape)} does not fit a weight of shape {structure.shape}: its last dimension must be "
-            f"{structure.shape[1]}"
-        )
     if not _is_native(x, values, bias, backend):
         return F.linear(x, structure.to_dense(values), bias)
     y = sparse_layer(x.reshape(-1, x.shape[-1]), values, bias, structure)
@@ -135,6 +130,8 @@ def sparse_linear_vjp(
     Returns:
         The gradients of ``x`` and of the values ``(nnz,)``, None where not needed.
     """
+    _check(x, values, structure, None, backend, dims=2)
+    _check_grad(grad, (*x.shape[:-1], structure.shape[0]))
     if _is_native(grad, values, x, backend):
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         grad_x, grad_values = native.backward(
@@ -183,7 +180,9 @@ def sparse_conv2d_vjp(
     Returns:
         The gradients of ``x`` and of the values ``(nnz,)``, None where not needed.
     """
-    geometry = _pair(stride), _pair(padding), _pair(dilation), groups
+    _check(x, values, structure, None, backend, dims=4)
+    geometry = _geometry(x, structure, stride, padding, dilation, groups)
+    _check_grad(grad, (len(x), structure.shape[0], *native.output_size(x.shape[2:], structure.shape[2:], geometry)))
     if _is_native(grad, values, x, backend):
         return native.backward(grad, x, values, structure, geometry, needs_input_grad, needs_values_grad)
     grad_x, grad_weight = dense.conv2d_vjp(
@@ -209,9 +208,19 @@ def _check(x: Tensor, values: Tensor, structure: SparseStructure, bias: Tensor |
     for name, tensor in (("x", x), ("values", values), ("bias", bias)):
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} of type {tensor.dtype}: sparse layers take floating point tensors")
+    if (
+        values.dtype is not x.dtype or (bias is not None and bias.dtype is not x.dtype)
+    ) and not torch.is_autocast_enabled(x.device.type):
+        types = ", ".join(str(t.dtype) for t in (x, values, bias) if t is not None)
+        raise TypeError(f"x, values and bias of types {types}: give all one type")
     if len(structure.shape) != dims:
         kind = "sparse_linear takes (out_features, in_features)" if dims == 2 else "sparse_conv2d takes four dimensions"
         raise ValueError(f"structure of a weight of shape {structure.shape}: {kind}")
+    if dims == 2 and x.shape[-1:] != structure.shape[1:]:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} does not fit a weight of shape {structure.shape}: its last dimension must be "
+            f"{structure.shape[1]}"
+        )
     if values.shape != (structure.nnz,):
         raise ValueError(
             f"values of shape {tuple(values.shape)}: the structure has {structure.nnz} weights, so give weight[mask]"
@@ -220,6 +229,11 @@ def _check(x: Tensor, values: Tensor, structure: SparseStructure, bias: Tensor |
         raise ValueError(
             f"bias of shape {tuple(bias.shape)}: a weight of shape {structure.shape} has {structure.shape[0]}"
         )
+
+
+def _check_grad(grad: Tensor, shape: tuple[int, ...]) -> None:
+    if grad.shape != shape:
+        raise ValueError(f"grad of shape {tuple(grad.shape)}: the output's shape is {shape}")
 
 
 def _geometry(
@@ -262,22 +276,22 @@ def _is_native(x: Tensor, values: Tensor, other: Tensor | None, backend: str) ->
     return True
 
 
-# Compilers take the answer of this machine.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_kernels() -> bool:
-    why = _why_no_kernels()
-    if why:
-        _warn_once(f"{why}. Until then sparse layers run as dense products with zeros: right, but not faster.")
-    return not why
-
-
-@cache
 def _why_no_kernels() -> str:
     try:
         library("sparse")
     except KernelsUnavailableError as error:
         return str(error)
     return ""
+
+
+# Asked once and at once: compilers cannot look into files.
+_NO_KERNELS = _why_no_kernels()
+
+
+def _has_kernels() -> bool:
+    if _NO_KERNELS and not torch.compiler.is_compiling():
+        _warn_once(f"{_NO_KERNELS}. Until then sparse layers run as dense products with zeros: right, but not faster.")
+    return not _NO_KERNELS
 
 
 @cache

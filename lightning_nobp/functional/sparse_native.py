@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lightning_nobp.csrc import library
 from lightning_nobp.functional.sparse_structure import SparseStructure
@@ -26,14 +27,17 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 
 
 def supports(x: Tensor, values: Tensor, other: Tensor | None) -> bool:
-    """Whether the kernels can take these tensors: on the CPU, all float32 or all float64, none of torch.func's."""
+    """Whether the kernels can take these tensors: on the CPU, all float32 or all float64, outside of torch.func."""
     # Spelled out, since every layer is asked twice at every step.
     dtype = x.dtype
     if dtype not in _SUFFIXES or values.dtype is not dtype or not (x.is_cpu and values.is_cpu):
         return False
     if other is not None and (other.dtype is not dtype or not other.is_cpu):
         return False
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
+    if torch.compiler.is_compiling():
+        return True
+    # Neither torch.func nor forward-mode differentiation reaches into a kernel.
+    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
 def forward(

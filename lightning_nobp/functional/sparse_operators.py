@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_nobp.functional import sparse_native as native
 from lightning_nobp.functional.backprop import bias_vjp
@@ -54,12 +53,23 @@ class _SparseLayer(torch.autograd.Function):
         return native.forward(x, values, bias, structure, geometry)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs_input, needs_values, needs_bias = ctx.needs_input_grad[:3]
         x, values = ctx.saved_tensors
-        grads = native.backward(grad, x, values, ctx.structure, ctx.geometry, needs_input, needs_values)
+        # Gradients that are to be differentiated again must know that they cannot be.
+        run = _SparseLayerGradients.apply if torch.is_grad_enabled() else native.backward
+        grads = run(grad, x, values, ctx.structure, ctx.geometry, needs_input, needs_values)
         return *grads, bias_vjp(grad, channel_dim=1) if needs_bias else None, None, None
+
+
+class _SparseLayerGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor | None]:
+        return native.backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError("sparse layers can be differentiated once: for a second time take backend='torch'")
 
 
 # The operators

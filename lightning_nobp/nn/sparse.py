@@ -37,7 +37,7 @@ class SparseLayer(nn.Module):
     tensor alone says what the mask is.
 
     Loading takes over the mask of what is loaded: ``mask`` if the checkpoint has one (bool), else the weights that are
-    not plus zero. A weight without any zero is a dense network's, and leaves the layer's mask as it is.
+    not zero. A weight without any zero is a dense network's, and leaves the layer's mask as it is.
 
     Attributes:
         threshold: From this sparsity on the sparse kernels are used, below it a dense product with zeros. At first one
@@ -47,6 +47,8 @@ class SparseLayer(nn.Module):
         dense_grad: That gradient, summed over backward passes like ``values.grad``; yours to reset.
     """
 
+    # In the metadata of a state: from this version on minus zero is a weight that is there.
+    _version = 2
     _sparse_vjp: ClassVar[_ProductVJP]
     _dense_vjp: ClassVar[_ProductVJP]
     _channel_dim: ClassVar[int]
@@ -170,13 +172,28 @@ class SparseLayer(nn.Module):
             self.structure = self.structure.to(self.values.device)
         return self
 
-    def _records(self) -> bool:
-        return self.records_dense_grad and torch.is_grad_enabled() and self.values.requires_grad
+    def _dense_weight(self) -> Tensor | None:
+        """What a dense product takes; None where the sparse kernels do it, or ``functional.sparse`` decides."""
+        if not (self.values.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return None
+        if self.backend == "auto" and not self.records_dense_grad:
+            return None
+        weight, changes, records = self.weight, self._changes, self.records_dense_grad
 
-    def _recorded_weight(self) -> Tensor:
-        weight = self.weight
-        weight.register_hook(self._record)  # type: ignore[no-untyped-call]
+        def pass_on(grad: Tensor) -> None:
+            self._refuse_change(changes)
+            if records:
+                self._record(grad)
+
+        weight.register_hook(pass_on)  # type: ignore[no-untyped-call]
         return weight
+
+    def _refuse_change(self, changes: int) -> None:
+        if self._changes != changes:
+            raise RuntimeError(
+                f"the mask of a {type(self).__name__} was changed between its forward and its backward pass: change "
+                "it after the backward pass"
+            )
 
     def _product_vjp(
         self, grad: Tensor, x: Tensor, values: Tensor, structure: SparseStructure, needs_input_grad: bool
@@ -196,7 +213,12 @@ class SparseLayer(nn.Module):
         self.dense_grad = grad.clone() if self.dense_grad is None else self.dense_grad + grad
 
     def _replace(self, values: Tensor, structure: SparseStructure) -> None:
-        self.values.data = values.to(self.values.dtype)
+        if self.values.grad is not None and self.values.grad.shape != values.shape:
+            self.values.grad = None
+        if self.values.is_meta and not values.is_meta:
+            self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
+        else:
+            self.values.data = values.to(self.values.dtype)
         # Autograd refuses a graph that has kept the values as they were.
         torch.autograd.graph.increment_version(self.values)
         self.structure = structure
@@ -206,33 +228,52 @@ class SparseLayer(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        values = destination.pop(f"{prefix}values")
+        values, bias = destination.pop(f"{prefix}values"), destination.pop(f"{prefix}bias", None)
         marked = torch.where(values == 0, -torch.zeros_like(values), values)
         destination[f"{prefix}weight"] = self.structure.to_dense(marked)
+        if bias is not None:
+            destination[f"{prefix}bias"] = bias
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: list[str]
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         weight, mask = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}mask")
-        if weight is None or weight.shape != self._shape:
-            if weight is None:
-                messages[0].append(f"{prefix}weight")
-            else:
-                messages[2].append(
-                    f"{prefix}weight has shape {tuple(weight.shape)} in the checkpoint, and {self._shape} here"
-                )
+        if weight is None:
+            missing_keys += [f"{prefix}weight"] * strict
+        elif weight.shape != self._shape:
+            error_msgs.append(f"{prefix}weight has shape {tuple(weight.shape)}: this layer's is {self._shape}")
+        elif mask is not None and (mask.dtype is not torch.bool or mask.shape != self._shape):
+            error_msgs.append(
+                f"{prefix}mask of type {mask.dtype} and shape {tuple(mask.shape)}: give bool, {self._shape}"
+            )
         else:
-            self._load_weight(weight, mask)
+            self._load_weight(weight, mask, local_metadata)
         names = {f"{prefix}weight", f"{prefix}mask"}
         rest = {name: entry for name, entry in state_dict.items() if name not in names}
         rest[f"{prefix}values"] = self.values.detach()
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, *messages)
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     @torch.no_grad()
-    def _load_weight(self, weight: Tensor, mask: Tensor | None) -> None:
-        weight = weight.to(self.values.device)
-        absent = (weight == 0) & ~weight.signbit() if mask is None else ~mask.to(self.values.device)
-        structure = SparseStructure.from_mask(~absent) if absent.any() or mask is not None else self.structure
+    def _load_weight(self, weight: Tensor, mask: Tensor | None, metadata: dict[str, Any]) -> None:
+        if self.values.is_meta:
+            if not metadata.get("assign_to_params_buffers"):
+                return
+        else:
+            weight = weight.to(self.values.device)
+        if mask is None:
+            # Pruned dense networks have minus zeros too, by multiplication with a mask: there they mean nothing.
+            marked = metadata.get("version", 1) >= self._version
+            mask = (weight != 0) | (weight.signbit() if marked else False)
+            # A dense network's weight is projected on this layer's mask.
+            mask = self.mask.to(weight.device) if mask.all() else mask
+        structure = SparseStructure.from_mask(mask.to(weight.device))
         self._replace(structure.from_dense(weight).clone(), structure)
 
 
@@ -289,8 +330,9 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., out_features)`` of ``x`` ``(..., in_features)``."""
-        if self._records():
-            return F.linear(x, self._recorded_weight(), self.bias)
+        weight = self._dense_weight()
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
         return sparse_linear(x, self.values, self.structure, self.bias, backend=self.backend)
 
     def _sizes(self) -> str:
@@ -380,8 +422,9 @@ class SparseConv2d(SparseLayer):
         if self._pads_before:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, self._pad, mode=mode)
-        if self._records():
-            return F.conv2d(x, self._recorded_weight(), self.bias, **self.geometry())
+        weight = self._dense_weight()
+        if weight is not None:
+            return F.conv2d(x, weight, self.bias, **self.geometry())
         return sparse_conv2d(x, self.values, self.structure, self.bias, **self.geometry(), backend=self.backend)
 
     def _sizes(self) -> str:
@@ -433,11 +476,7 @@ def _sparse_layer(layer: SparseLayer, x: Tensor, needs_input_grad: bool) -> tupl
     structure, values, changes = layer.structure, layer.values.detach(), layer._changes
 
     def pull(grad: Tensor) -> Tensor | None:
-        if layer._changes != changes:
-            raise RuntimeError(
-                f"the mask of a {type(layer).__name__} was changed between its forward and its backward pass: change "
-                "it after the backward pass"
-            )
+        layer._refuse_change(changes)
         grad_x, grad_values = layer._product_vjp(grad, x, values, structure, needs_input_grad)
         accumulate_grad(layer.values, grad_values)
         if layer.bias is not None and layer.bias.requires_grad:

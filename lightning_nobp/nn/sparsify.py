@@ -111,16 +111,23 @@ def prunable_layers(
         exclude: Patterns of names, of which none may match.
 
     Raises:
-        ValueError: A pattern that matches no layer, two layers with one weight, or no layer at all.
+        ValueError: A pattern that matches no layer, a weight that another module uses too, or no layer at all.
     """
-    # A subclass may do something else with its weight, and a parametrized layer computes it.
-    layers = {name: m for name, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
+    # A subclass may do something else with its weight, and a parametrized or normalised layer computes it.
+    layers = {
+        name: m
+        for name, m in model.named_modules()
+        if type(m) in (nn.Linear, nn.Conv2d) and m._parameters.get("weight") is not None
+    }
     chosen = match_names(layers, include, exclude)
-    owners: dict[int, str] = {}
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            users.setdefault(id(parameter), []).append(name)
     for name in chosen:
-        other = owners.setdefault(id(layers[name].weight), name)
-        if other != name:
-            raise ValueError(f"layers {other!r} and {name!r} share their weight: exclude both")
+        if len(users[id(layers[name].weight)]) > 1:
+            shared = " and ".join(map(repr, users[id(layers[name].weight)]))
+            raise ValueError(f"{shared} share a weight, which a sparse layer could not: exclude {name!r}")
     return {name: cast(nn.Linear | nn.Conv2d, layers[name]) for name in chosen}
 
 

@@ -152,7 +152,7 @@ class SparseProp(Backprop):
 
     def _pretrained_masks(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.sparsity is None:
-            return {name: (w != 0) | w.signbit() for name, w in weights.items()}
+            return {name: w != 0 for name, w in weights.items()}
         if self.method == "random":
             return {}
         return choose_masks({name: w.abs() for name, w in weights.items()}, self.sparsity, self.distribution)
