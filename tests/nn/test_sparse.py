@@ -305,5 +305,5 @@ def test_another_mask_between_forward_and_backward_pass_is_refused(kind, thresho
             ):
                 pullback(torch.ones_like(y))
         else:
-            with pytest.raises(RuntimeError, match="modified by an inplace operation|mask of a Sparse.* was changed"):
+            with pytest.raises(RuntimeError, match=r"modified by an inplace operation|mask of a Sparse.* was changed"):
                 y.sum().backward()
