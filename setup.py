@@ -64,7 +64,10 @@ class BuildKernels(build_ext):
     def _compiles(self, flags: list[str]) -> bool:
         with TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
-            source.write_text("int main() { return 0; }\n")
+            # Clang's code asks for another runtime than torch has on Linux.
+            source.write_text(
+                "#if defined(__clang__) && defined(__linux__)\n#error\n#endif\nint main() { return 0; }\n"
+            )
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
             except CompileError:

@@ -9,6 +9,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning_nobp.callbacks.activation_variation import ActivationVariation
 from lightning_nobp.callbacks.imperfect_memory import ImperfectMemory
 from lightning_nobp.callbacks.noisy_readout import CostReader, NoisyReadout
+from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.rules.backprop import Backprop
 from lightning_nobp.rules.closed_form import ClosedFormRule
 
@@ -137,6 +138,11 @@ class HardwareNoise(Callback):
                 f"readout_delay={delay}: all samples of a batch are read at the same time, and nothing can come late; "
                 "take an engine that reads one perturbation after another, engine='vmap' or 'in_place', or leave the "
                 "delay out"
+            )
+        if self.memory.stuck_fraction and any(isinstance(m, SparseLayer) for m in pl_module.modules()):
+            raise MisconfigurationException(
+                f"stuck_fraction={self.memory.stuck_fraction}: a sparse layer gets other weights with another mask; "
+                "train a dense network, densify(...), under a SparsityMask"
             )
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if not self.memory.is_ideal and not any(p.requires_grad for group in groups for p in group["params"]):

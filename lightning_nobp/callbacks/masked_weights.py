@@ -33,6 +33,10 @@ class MaskedWeight(ABC):
         """Say before a forward pass whether :meth:`dense_gradient` will be asked for."""
 
     @abstractmethod
+    def collect_dense_gradient(self, num_samples: int) -> None:
+        """Add what the last backward pass left, as the mean over so many samples."""
+
+    @abstractmethod
     def forget_dense_gradient(self) -> None:
         """It has been used."""
 
@@ -81,6 +85,9 @@ class DenseWeight(MaskedWeight):
     def record_dense_gradient(self, wanted: bool) -> None:
         """There always is one."""
 
+    def collect_dense_gradient(self, num_samples: int) -> None:
+        """The rule does."""
+
     def forget_dense_gradient(self) -> None:
         """The optimizer needs it."""
 
@@ -113,11 +120,13 @@ class SparseWeight(MaskedWeight):
 
     Args:
         layer: The layer.
+        collected: The part of the dense gradient that a stopped run had.
     """
 
-    def __init__(self, layer: SparseLayer) -> None:
+    def __init__(self, layer: SparseLayer, collected: Tensor | None = None) -> None:
         self.layer = layer
         self.parameter = layer.values
+        self.collected = None if collected is None else collected.to(layer.values.device)
 
     def weight(self) -> Tensor:
         """The values, with zeros between them."""
@@ -128,16 +137,23 @@ class SparseWeight(MaskedWeight):
         return self.layer.mask
 
     def dense_gradient(self) -> Tensor | None:
-        """What the layer recorded."""
-        return self.layer.dense_grad
+        """The sum of what the layer recorded, weighted by samples: right but for a factor."""
+        return self.collected
 
     def record_dense_gradient(self, wanted: bool) -> None:
         """Let the layer record it."""
         self.layer.records_dense_grad = wanted
 
+    def collect_dense_gradient(self, num_samples: int) -> None:
+        """Take it from the layer."""
+        if self.layer.dense_grad is not None:
+            more = self.layer.dense_grad * num_samples
+            self.collected = more if self.collected is None else self.collected + more
+            self.layer.dense_grad = None
+
     def forget_dense_gradient(self) -> None:
         """Give its memory back."""
-        self.layer.dense_grad = None
+        self.collected = self.layer.dense_grad = None
 
     def set_mask(self, mask: Tensor, optimizers: Sequence[Optimizer]) -> None:
         """Change the layer's structure."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,21 +12,20 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_nobp.callbacks.mask_schedule import Kind, MaskSchedule, Schedule
 from lightning_nobp.callbacks.masked_weights import DenseWeight, MaskedWeight, SparseWeight
 from lightning_nobp.functional.sparsity import (
     check_sparsity,
-    cosine_drop_fraction,
-    cubic_sparsity,
     drop_and_grow,
     keep_n_of_m,
     saliency,
 )
 from lightning_nobp.nn.sparse import SparseLayer
-from lightning_nobp.nn.sparsify import SparsityDistribution, choose_masks, match_names
+from lightning_nobp.nn.sparsify import SparsityDistribution, as_patterns, choose_masks, match_names
+from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.closed_form import ClosedFormRule
 
 Method = Literal["one_shot", "gradual", "random", "gradient", "set", "rigl", "n_m", "fixed"]
-Schedule = Literal["cubic", "linear", "cosine", "constant"]
 
 _EXCHANGING = ("set", "rigl")
 
@@ -106,31 +106,42 @@ class SparsityMask(Callback):
         rescale: bool = True,
         seed: int = 0,
     ) -> None:
-        _check_options(method, sparsity, schedule, begin, end, every, drop_fraction)
+        _check_options(method, sparsity, schedule, distribution, begin, end, every, drop_fraction, n_m)
+        exchanges = method in _EXCHANGING
         self.method = method
         self.sparsity = sparsity
-        self.schedule = schedule or ("cosine" if method in _EXCHANGING else "cubic")
-        random_start = method in ("random", *_EXCHANGING)
+        random_start = method == "random" or exchanges
         self.distribution: SparsityDistribution = distribution or ("erk" if random_start else "uniform")
         self.begin, self.end, self.every = begin, end, every
-        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.include, self.exclude = as_patterns(include), as_patterns(exclude)
         self.regrow, self.drop_fraction, self.n_m = regrow, drop_fraction, (n_m[0], n_m[1])
         self.rescale = rescale and random_start
         self.seed = seed
-        self.steps = 0
-        """Steps of the optimizer so far."""
-        self._started, self._has_stepped = False, False
-        self._gradients: dict[str, Tensor] = {}
+        kind: Kind = "exchange" if exchanges else "gradual" if method == "gradual" else "once"
+        self.schedule = MaskSchedule(kind, schedule or ("cosine" if exchanges else "cubic"), begin, every)
         self._weights: dict[str, MaskedWeight] = {}
-        self._restored: dict[str, Tensor] = {}
-        self._last = 0
+        self._restored: dict[str, Any] = {}
+        # Scores of a change that is due, and samples of the present batch.
+        self._gradients: dict[str, Tensor] = {}
+        self._samples = 1
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer so far."""
+        return self.schedule.steps
+
+    @property
+    def state_key(self) -> str:
+        """Several of them, for other layers, may be in one checkpoint."""
+        return self._generate_state_key(method=self.method, include=self.include, exclude=self.exclude)
 
     # As long as a run lasts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start anew."""
         if stage == "fit":
-            self.steps, self._started, self._has_stepped, self._restored = 0, False, False, {}
+            self.schedule.reset()
+            self._restored, self._gradients = {}, {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers, with the masks of a checkpoint if there is one."""
@@ -147,27 +158,28 @@ class SparsityMask(Callback):
         self._weights = {name: self._masked(name, layers[name]) for name in names}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the first masks, if they are due and need no gradient."""
-        self._last = self._last_step(trainer, pl_module)
-        if not self._started and self.begin == 0 and self.method != "gradient":
-            self._change(trainer)
+        """Set the first masks, if they are due and need no gradient, or make up for what a stopped run had due."""
+        if self.schedule.changed is None:
+            self.schedule.last = self._last_step(trainer, pl_module)
+        self._change_if_due(trainer)
         self._mask_weights()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask sparse layers for the gradient of absent weights, if it will be needed."""
-        wanted = self._scores_wanted()
+        wanted = self._needs_gradient()
+        # Where batches accumulate, a rule of this package weights them by their samples.
+        self._samples = pl_module.num_samples(batch) if wanted and isinstance(pl_module, LearningRule) else 1
         for weight in self._weights.values():
             weight.record_dense_gradient(wanted)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradient of absent weights away, and before that, note what depends on it."""
         if optimizer is _optimizers(trainer)[0]:
-            if self._scores_wanted():
-                self._gradients = {name: self._gradient(name, w, trainer) for name, w in self._weights.items()}
-            if self.method == "gradient" and self._is_due(self.steps):
+            self._collect()
+            self._note_gradients(trainer)
+            if self.method == "gradient" and self._gradients:
                 self._change(trainer)
-            self.steps += 1
-            self._has_stepped = True
+            self.schedule.steps += 1
         for weight in self._weights.values():
             weight.mask_gradient()
             weight.forget_dense_gradient()
@@ -176,82 +188,110 @@ class SparsityMask(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Change the masks if it is time; whatever has moved them, absent weights are zeros."""
-        if self._has_stepped and self.method != "gradient" and self._is_due(self.steps):
-            self._change(trainer)
-        self._has_stepped = False
+        self._collect()
+        self._change_if_due(trainer)
         self._mask_weights()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how sparse the layers are."""
-        masks = {name: weight.mask() for name, weight in self._weights.items()}
-        for name, mask in masks.items():
-            pl_module.log(f"sparsity/{name}", 1 - mask.float().mean())
-        kept = sum(int(mask.sum()) for mask in masks.values())
-        pl_module.log("sparsity", 1 - kept / sum(mask.numel() for mask in masks.values()))
+        for name, weight in self._weights.items():
+            pl_module.log(f"sparsity/{name}", 1 - weight.mask().float().mean())
+        pl_module.log("sparsity", self._present_sparsity())
 
     # Exact resume
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, and the masks of dense layers; sparse layers have their own."""
-        dense = {name: w.mask().cpu() for name, w in self._weights.items() if isinstance(w, DenseWeight)}
-        return {"steps": self.steps, "started": self._started, "masks": dense}
+        """Steps, the masks of dense layers (sparse ones have their own), and gradients that wait for their use."""
+        self._collect()
+        return {
+            "schedule": self.schedule.state_dict(),
+            "masks": {name: w.mask().cpu() for name, w in self._weights.items() if isinstance(w, DenseWeight)},
+            "collected": {n: w.collected for n, w in self._weights.items() if isinstance(w, SparseWeight)},
+            "gradients": self._gradients,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same masks."""
-        self.steps, self._started = state_dict["steps"], state_dict["started"]
-        self._restored = state_dict["masks"]
+        self.schedule.load_state_dict(state_dict["schedule"])
+        self._gradients, self._restored = state_dict["gradients"], state_dict
 
     # When
 
-    def _is_due(self, steps: int) -> bool:
-        """Whether masks change after so many steps."""
-        if not self._started:
-            return steps >= self.begin
-        regular = (steps - self.begin) % self.every == 0
-        if self.method == "gradual":
-            return steps == self._last or (regular and steps < self._last)
-        return self.method in _EXCHANGING and regular and steps < self._last
-
-    def _scores_wanted(self) -> bool:
+    def _needs_gradient(self) -> bool:
         """Whether the coming step's gradient says which weights are kept."""
         if self.method == "rigl":
-            return self._started and self._is_due(self.steps + 1)
-        return self.method == "gradient" and self._is_due(self.steps)
+            return self.schedule.changed is not None and self.schedule.is_due(self.steps + 1)
+        return self.method == "gradient" and self.schedule.is_due(self.steps)
+
+    def _note_gradients(self, trainer: Trainer) -> None:
+        # A step that a rule skips leaves none, and the change waits for the next.
+        skipped = all(weight.parameter.grad is None for weight in self._weights.values())
+        if self._needs_gradient() and not (skipped and getattr(trainer.lightning_module, "on_nonfinite", "") == "skip"):
+            self._gradients = {name: self._gradient(name, w, trainer) for name, w in self._weights.items()}
+
+    def _change_if_due(self, trainer: Trainer) -> None:
+        waits = self.method == "gradient" or (
+            self.method == "rigl" and self.schedule.changed is not None and not self._gradients
+        )
+        if self.schedule.is_due(self.steps) and not waits:
+            self._change(trainer)
 
     def _last_step(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        if self.method != "gradual" and self.method not in _EXCHANGING:
-            return self.begin
+        # A rule that accumulates batches steps less often.
         batches = trainer.estimated_stepping_batches
-        if self.end is None and batches == float("inf"):
+        steps = batches if batches == float("inf") else -(-batches // getattr(pl_module, "accumulate_grad_batches", 1))
+        repeats = self.method == "gradual" or self.method in _EXCHANGING
+        if repeats and self.end is None and steps == float("inf"):
             raise MisconfigurationException("SparsityMask(end=None): a training without an end needs one here")
-        if self.end is not None and self.end > batches and self.method == "gradual":
+        last = self.begin if not repeats else max(self.begin, int(0.75 * steps)) if self.end is None else self.end
+        if last > steps and self.method not in _EXCHANGING:
             rank_zero_warn(
-                f"SparsityMask(end={self.end}): the training has {batches} steps and will not reach "
+                f"SparsityMask(begin={self.begin}, end={self.end}): the training has {steps} steps and will not reach "
                 f"sparsity={self.sparsity}"
             )
-        # A rule that accumulates batches steps less often.
-        steps = batches / getattr(pl_module, "accumulate_grad_batches", 1)
-        return max(self.begin, int(0.75 * steps)) if self.end is None else self.end
+        return last
 
     # What
 
     def _change(self, trainer: Trainer) -> None:
+        if self.schedule.changed is None:
+            self.schedule.initial = self._present_sparsity()
         if self.method == "gradual":
-            new = self._largest(self._scheduled_sparsity())
-        elif self._started:
-            new = self._exchanged()
-        else:
+            new = self._largest(self.schedule.sparsity(cast(float, self.sparsity)))
+        elif self.schedule.changed is None:
             new = self._first()
-        self._started, self._gradients = True, {}
+        else:
+            new = self._exchanged()
+        self._gradients = {}
+        self.schedule.mark()
         optimizers = _optimizers(trainer)
         for name, mask in new.items():
+            self._refuse_resizing(name, mask, trainer)
             self._weights[name].set_mask(mask, optimizers)
+
+    def _refuse_resizing(self, name: str, mask: Tensor, trainer: Trainer) -> None:
+        # What distributes a module remembers the sizes of its parameters, and autograd then expects them.
+        if trainer.world_size == 1 or getattr(trainer.lightning_module, "engine", None) == "explicit":
+            return
+        weight = self._weights[name]
+        if isinstance(weight, SparseWeight) and int(mask.sum()) != weight.parameter.numel():
+            raise MisconfigurationException(
+                f"SparsityMask(method={self.method!r}) on several processes would change the size of {name!r}, which "
+                "only SparseProp(engine='explicit') can bear: make the layer sparse before the training, or leave it "
+                "dense, densify(...)"
+            )
 
     def _first(self) -> dict[str, Tensor]:
         if self.method == "one_shot":
             return self._largest(cast(float, self.sparsity))
         if self.method == "fixed":
-            return {name: w.mask() & (w.weight() != 0) for name, w in self._weights.items()}
+            masks = {name: w.mask() & (w.weight() != 0) for name, w in self._weights.items()}
+            if all(bool(mask.all()) for mask in masks.values()):
+                raise MisconfigurationException(
+                    "SparsityMask(method='fixed') keeps the zeros that weights have, and there are none: load a sparse "
+                    "network first, or take another method"
+                )
+            return masks
         if self.method == "n_m":
             return {name: self._n_of_m(name, w) for name, w in self._weights.items()}
         if self.method == "gradient":
@@ -260,9 +300,16 @@ class SparsityMask(Callback):
         return self._random()
 
     def _largest(self, sparsity: float) -> dict[str, Tensor]:
-        # What is absent comes after a weight that happens to be zero.
-        scores = {n: torch.where(w.mask(), w.weight().abs(), -1) for n, w in self._weights.items()}
-        return choose_masks(scores, sparsity, self.distribution)
+        if sparsity <= self._present_sparsity():
+            return {}
+        # What is absent comes after a weight that happens to be zero, and stays absent.
+        masks = {name: weight.mask() for name, weight in self._weights.items()}
+        scores = {name: torch.where(masks[name], w.weight().abs(), -1) for name, w in self._weights.items()}
+        return {name: mask & masks[name] for name, mask in choose_masks(scores, sparsity, self.distribution).items()}
+
+    def _present_sparsity(self) -> float:
+        masks = [weight.mask() for weight in self._weights.values()]
+        return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
     def _random(self) -> dict[str, Tensor]:
         full = {name: w for name, w in self._weights.items() if bool(w.mask().all())}
@@ -283,25 +330,13 @@ class SparsityMask(Callback):
         return masks
 
     def _exchanged(self) -> dict[str, Tensor]:
-        fraction = self._scheduled_fraction()
+        fraction = self.schedule.drop_fraction(self.drop_fraction)
         growth = self._drawn(self._weights) if self.method == "set" else self._gradients
         new = {}
         for name, weight in self._weights.items():
             magnitude = weight.weight().abs()
             new[name] = drop_and_grow(weight.mask(), magnitude, growth[name].abs(), fraction, regrow=self.regrow)
         return new
-
-    def _scheduled_sparsity(self) -> float:
-        final = cast(float, self.sparsity)
-        if self.schedule == "cubic":
-            return cubic_sparsity(self.steps, begin=self.begin, end=self._last, initial=0.0, final=final)
-        done = (self.steps - self.begin) / max(1, self._last - self.begin)
-        return final * done if self.steps < self._last else final
-
-    def _scheduled_fraction(self) -> float:
-        if self.schedule == "constant":
-            return self.drop_fraction
-        return cosine_drop_fraction(self.steps, begin=self.begin, end=self._last, initial=self.drop_fraction)
 
     def _n_of_m(self, name: str, weight: MaskedWeight) -> Tensor:
         try:
@@ -311,7 +346,8 @@ class SparsityMask(Callback):
 
     def _drawn(self, weights: Mapping[str, MaskedWeight]) -> dict[str, Tensor]:
         """Random scores, the same in every process and after a restart."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.steps)
+        mixed = np.random.SeedSequence([self.seed, self.steps]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         drawn = {}
         for name, weight in weights.items():
             like = weight.weight()
@@ -331,8 +367,12 @@ class SparsityMask(Callback):
 
     def _masked(self, name: str, layer: nn.Module) -> MaskedWeight:
         if isinstance(layer, SparseLayer):
-            return SparseWeight(layer)
-        return DenseWeight(cast(nn.Parameter, layer.weight), self._restored.get(name))
+            return SparseWeight(layer, self._restored.get("collected", {}).get(name))
+        return DenseWeight(cast(nn.Parameter, layer.weight), self._restored.get("masks", {}).get(name))
+
+    def _collect(self) -> None:
+        for weight in self._weights.values():
+            weight.collect_dense_gradient(self._samples)
 
     def _mask_weights(self) -> None:
         for weight in self._weights.values():
@@ -351,7 +391,15 @@ def _optimizers(trainer: Trainer) -> list[Optimizer]:
 
 
 def _check_options(
-    method: str, sparsity: float | None, schedule: str | None, begin: int, end: int | None, every: int, drop: float
+    method: str,
+    sparsity: float | None,
+    schedule: str | None,
+    distribution: str | None,
+    begin: int,
+    end: int | None,
+    every: int,
+    drop: float,
+    n_m: Sequence[int],
 ) -> None:
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}")
@@ -363,6 +411,11 @@ def _check_options(
     if schedule is not None and schedule not in schedules:
         known = ", ".join(map(repr, schedules)) or "none"
         raise ValueError(f"schedule={schedule!r}: method={method!r} knows {known}")
+    if distribution is not None and distribution not in get_args(SparsityDistribution):
+        known = ", ".join(map(repr, get_args(SparsityDistribution)))
+        raise ValueError(f"distribution={distribution!r} is not one of {known}")
+    if len(n_m) != 2 or not 0 < n_m[0] <= n_m[1]:
+        raise ValueError(f"n_m={tuple(n_m)}: give n and m, of which n is from 1 to m")
     if begin < 0 or every < 1 or (end is not None and end < begin):
         raise ValueError(
             f"begin={begin}, end={end}, every={every}: they count steps, and the end is not before the begin"

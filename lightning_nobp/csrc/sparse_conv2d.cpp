@@ -298,6 +298,7 @@ int conv2d(const Problem& p, const T* x, const T* values, const T* bias, T* y) {
   const int64_t size = chunk_rows<T>(p, planes, above + below), image_pitch = p.rows.pitch();
   const int64_t chunks = divide_up(p.batch * image_pitch, size), nonzeros = p.nonzeros();
   const Layout<T> layout(p, size, above, below);
+  if (planes * layout.plane > INT32_MAX) return 2;
   auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
   if (!offset && nonzeros) return 1;
   input_offsets(p, layout, offset);
@@ -333,6 +334,7 @@ int conv2d_backward(const Problem& p, const Columns& c, const T* grad, const T* 
   const int64_t chunks = divide_up(p.batch * image_pitch, size), nonzeros = p.nonzeros();
   // Taps that reach up from an output reach down from an input.
   const Layout<T> layout(p, size, up, down), grad_layout(p, size, down, up);
+  if (std::max(planes, p.out_channels) * std::max(layout.plane, grad_layout.plane) > INT32_MAX) return 2;
   auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
   auto* column_offset = static_cast<int32_t*>(Scratch<kColumnOffsets>::get(nonzeros * sizeof(int32_t)));
   auto* column_value = static_cast<T*>(Scratch<kColumnValues>::get(nonzeros * sizeof(T)));

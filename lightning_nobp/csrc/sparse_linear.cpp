@@ -126,6 +126,7 @@ template <class T>
 int linear(const Problem& p, const T* x, const T* values, const T* bias, T* y) {
   const int vectors = tile_vectors<T>(p, p.inputs);
   const int64_t width = vectors * kLanes<T>, tiles = (p.batch + width - 1) / width, nonzeros = p.nonzeros();
+  if (p.inputs * width > INT32_MAX) return 2;
   auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
   if (!offset && nonzeros) return 1;
   for (int64_t j = 0; j < nonzeros; ++j) offset[j] = int32_t(p.column[j] * width);
@@ -158,6 +159,7 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
   constexpr int L = kLanes<T>;
   const int vectors = tile_vectors<T>(p, std::max(p.inputs, p.outputs));
   const int64_t width = vectors * L, tiles = (p.batch + width - 1) / width, nonzeros = p.nonzeros();
+  if (std::max(p.inputs, p.outputs) * width > INT32_MAX) return 2;
   auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
   auto* column_offset = static_cast<int32_t*>(Scratch<kColumnOffsets>::get(nonzeros * sizeof(int32_t)));
   auto* column_value = static_cast<T*>(Scratch<kColumnValues>::get(nonzeros * sizeof(T)));

@@ -213,6 +213,10 @@ def _check(x: Tensor, values: Tensor, structure: SparseStructure, bias: Tensor |
     ) and not torch.is_autocast_enabled(x.device.type):
         types = ", ".join(str(t.dtype) for t in (x, values, bias) if t is not None)
         raise TypeError(f"x, values and bias of types {types}: give all one type")
+    if structure.column.device != x.device and not x.is_meta:
+        raise ValueError(
+            f"structure on {structure.column.device} and x on {x.device}: give structure.to({x.device.type!r})"
+        )
     if len(structure.shape) != dims:
         kind = "sparse_linear takes (out_features, in_features)" if dims == 2 else "sparse_conv2d takes four dimensions"
         raise ValueError(f"structure of a weight of shape {structure.shape}: {kind}")
@@ -259,7 +263,10 @@ def _geometry(
 
 
 def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+        raise ValueError(f"{value!r} is neither a whole number nor a pair of them: stride, padding and dilation are")
+    return pair
 
 
 def _is_native(x: Tensor, values: Tensor, other: Tensor | None, backend: str) -> bool:

@@ -22,6 +22,8 @@ _SIGNATURES = {
     "conv2d_backward": "ppp" + "ppppp" + "pi" + "pp",
 }
 
+_NO_MEMORY = 1
+
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """Stride, padding, dilation and groups of a convolution."""
 
@@ -99,8 +101,11 @@ def _sizes(shape: Sequence[int], weight: Sequence[int], geometry: Geometry | Non
 def _call(name: str, first: Tensor, *others: Any) -> None:
     # The arguments live until the kernel is done, and with them every tensor that a pointer is taken of.
     pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in (first, *others)]
-    if _function(name, first.dtype)(*pointers):
+    code = _function(name, first.dtype)(*pointers)
+    if code == _NO_MEMORY:
         raise MemoryError(f"no memory for the scratch space of a sparse {name}")
+    if code:
+        raise ValueError(f"x of shape {tuple(first.shape)} is too large for 32-bit offsets: take backend='torch'")
 
 
 @cache

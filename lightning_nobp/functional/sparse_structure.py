@@ -1,8 +1,7 @@
 """Where the non-zero weights of a layer are."""
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 _INT32 = 2**31 - 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseStructure:
     """The positions of the weights that a sparse layer has, by rows and by columns.
 
@@ -33,6 +32,11 @@ class SparseStructure:
     column_first: Tensor
     row: Tensor
     origin: Tensor
+    # Holds the flat index once it has been asked for; a compiler sees the list and no lock.
+    _flat_index: list[Tensor] = field(default_factory=list, init=False)
+
+    def __repr__(self) -> str:
+        return f"SparseStructure(shape={self.shape}, nnz={self.nnz})"
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "SparseStructure":
@@ -52,6 +56,8 @@ class SparseStructure:
                 f"mask of shape {tuple(mask.shape)}: sparse weights are (out_features, in_features) or "
                 "(out_channels, in_channels / groups, kernel_height, kernel_width)"
             )
+        if not mask.numel():
+            raise ValueError(f"mask of shape {tuple(mask.shape)} has no entries: a weight has at least one")
         if mask.numel() > _INT32:
             raise ValueError(f"mask of shape {tuple(mask.shape)} has more entries than 32-bit indices can count")
         matrix = mask.reshape(mask.shape[0], -1)
@@ -71,22 +77,28 @@ class SparseStructure:
         """Number of weights."""
         return self.column.numel()
 
-    @cached_property
+    @property
     def is_full(self) -> bool:
         """Whether no weight is absent."""
         return self.nnz == math.prod(self.shape)
 
-    @cached_property
+    @property
     def density(self) -> float:
         """Fraction of the dense weight that is there."""
         return self.nnz / max(1, math.prod(self.shape))
 
-    @cached_property
+    @property
     def flat_index(self) -> Tensor:
         """``(nnz,)``, int64: the place of every value in the flattened weight."""
+        if self._flat_index:
+            return self._flat_index[0]
         counts = self.row_first.diff()
         rows = torch.arange(self.shape[0], device=counts.device)
-        return torch.repeat_interleave(rows, counts, output_size=self.nnz) * math.prod(self.shape[1:]) + self.column
+        rows = torch.repeat_interleave(rows, counts, output_size=self.nnz)
+        index = rows * math.prod(self.shape[1:]) + self.column
+        if not torch.compiler.is_compiling():
+            self._flat_index.append(index)
+        return index
 
     def mask(self) -> Tensor:
         """The bool mask, of the shape of the weight."""

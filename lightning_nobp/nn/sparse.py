@@ -188,6 +188,13 @@ class SparseLayer(nn.Module):
         weight.register_hook(pass_on)  # type: ignore[no-untyped-call]
         return weight
 
+    def _watched(self, y: Tensor) -> Tensor:
+        """The output, whose backward pass refuses to run under another mask."""
+        if y.requires_grad and not torch.compiler.is_compiling():
+            changes = self._changes
+            y.register_hook(lambda _: self._refuse_change(changes))  # type: ignore[no-untyped-call]
+        return y
+
     def _refuse_change(self, changes: int) -> None:
         if self._changes != changes:
             raise RuntimeError(
@@ -271,8 +278,8 @@ class SparseLayer(nn.Module):
             # Pruned dense networks have minus zeros too, by multiplication with a mask: there they mean nothing.
             marked = metadata.get("version", 1) >= self._version
             mask = (weight != 0) | (weight.signbit() if marked else False)
-            # A dense network's weight is projected on this layer's mask.
-            mask = self.mask.to(weight.device) if mask.all() else mask
+            # A dense network's weight is projected on this layer's mask; that of a full sparse layer is full.
+            mask = self.mask.to(weight.device) if mask.all() and not marked else mask
         structure = SparseStructure.from_mask(mask.to(weight.device))
         self._replace(structure.from_dense(weight).clone(), structure)
 
@@ -333,7 +340,8 @@ class SparseLinear(SparseLayer):
         weight = self._dense_weight()
         if weight is not None:
             return F.linear(x, weight, self.bias)
-        return sparse_linear(x, self.values, self.structure, self.bias, backend=self.backend)
+        y = sparse_linear(x, self.values, self.structure, self.bias, backend=self.backend)
+        return self._watched(y)
 
     def _sizes(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -425,7 +433,8 @@ class SparseConv2d(SparseLayer):
         weight = self._dense_weight()
         if weight is not None:
             return F.conv2d(x, weight, self.bias, **self.geometry())
-        return sparse_conv2d(x, self.values, self.structure, self.bias, **self.geometry(), backend=self.backend)
+        y = sparse_conv2d(x, self.values, self.structure, self.bias, **self.geometry(), backend=self.backend)
+        return self._watched(y)
 
     def _sizes(self) -> str:
         return (

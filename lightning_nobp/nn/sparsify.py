@@ -69,8 +69,13 @@ def sparsify(
             ``example_input`` where it is needed.
         TypeError: A mask that is not bool.
     """
+    check_threshold(threshold)
     if threshold == "measure" and example_input is None:
         raise ValueError("threshold='measure' runs the layers: give it a batch, example_input=...")
+    if method not in ("magnitude", "random"):
+        raise ValueError(f"method={method!r} is not one of 'magnitude', 'random'")
+    if masks is not None and not masks and sparsity is None:
+        raise ValueError("masks={}: give at least one, or a sparsity")
     layers = prunable_layers(model, include, exclude)
     if masks is None:
         masks = _masks(layers, sparsity, method, distribution, generator)
@@ -131,17 +136,31 @@ def prunable_layers(
     return {name: cast(nn.Linear | nn.Conv2d, layers[name]) for name in chosen}
 
 
-def match_names(names: Mapping[str, object], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns of names; a string is one."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def match_names(
+    names: Mapping[str, object], include: Sequence[str], exclude: Sequence[str], argument: str = "include"
+) -> list[str]:
     """Those of ``names`` that a pattern of ``include`` matches and none of ``exclude``.
+
+    Args:
+        names: Of layers.
+        include: Patterns, as of files.
+        exclude: Likewise.
+        argument: What ``include`` is called in errors.
 
     Raises:
         ValueError: A pattern that matches nothing, or nothing is left.
     """
-    for argument, patterns in (("include", include), ("exclude", exclude)):
+    include, exclude = as_patterns(include), as_patterns(exclude)
+    for which, patterns in ((argument, include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 known = ", ".join(map(repr, names)) or "none"
-                raise ValueError(f"{argument}={pattern!r} matches no layer with weights; there are {known}")
+                raise ValueError(f"{which}={pattern!r} matches no layer with weights; there are {known}")
     matched = [n for n in names if any(fnmatchcase(n, p) for p in include)]
     chosen = [n for n in matched if not any(fnmatchcase(n, p) for p in exclude)]
     if not chosen:
@@ -186,8 +205,6 @@ def _masks(
         return {name: w != 0 for name, w in weights.items()}
     if method == "magnitude":
         return choose_masks({name: w.abs() for name, w in weights.items()}, sparsity, distribution)
-    if method != "random":
-        raise ValueError(f"method={method!r} is not one of 'magnitude', 'random'")
     # Drawn on the CPU, so that a seed means the same masks everywhere.
     drawn = {name: torch.rand(w.shape, generator=generator, dtype=torch.float64) for name, w in weights.items()}
     return choose_masks(drawn, sparsity, distribution)
@@ -213,6 +230,14 @@ def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Mo
 
 
 # Which of the two products is the faster one
+
+
+def check_threshold(threshold: float | str | None) -> None:
+    """Raise ``ValueError`` unless ``threshold`` is None, ``'measure'`` or a sparsity."""
+    if threshold is None or threshold == "measure":
+        return
+    if isinstance(threshold, str) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold!r} is not a sparsity in [0, 1], nor 'measure'")
 
 
 def measure_thresholds(model: nn.Module, example_input: Tensor) -> None:

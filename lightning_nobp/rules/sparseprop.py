@@ -1,19 +1,23 @@
 """Backpropagation that costs what the weights cost that there are."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_nobp.nn.backprop import check_supported
 from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.nn.sparsify import (
     SparsityDistribution,
+    as_patterns,
+    check_threshold,
     choose_masks,
-    densify,
     match_names,
     measure_thresholds,
     sparsify,
@@ -75,25 +79,27 @@ class SparseProp(Backprop):
         engine: Literal["auto", "explicit", "autograd"] = "auto",
         **kwargs: Any,
     ) -> None:
+        check_threshold(threshold)
         # Set before the base's constructor, which prepares the network with them.
         self.sparsity = sparsity
         self.method = method or ("random" if pretrained is None else "magnitude")
         self.distribution = distribution
-        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.include, self.exclude = as_patterns(include), as_patterns(exclude)
         self.threshold = threshold
         self.pretrained = pretrained
-        self.fresh = tuple(fresh)
+        self.fresh = as_patterns(fresh)
         self.seed = seed
         self._may_fall_back = engine == "auto"
-        self._is_measured = False
+        self._is_measured, self._is_filled = False, False
+        self._missing: FileNotFoundError | None = None
         super().__init__(engine="explicit" if engine == "auto" else engine, **kwargs)
 
     def prepare_network(self, network: nn.Module) -> nn.Module:
         """Put sparse layers in the place of dense ones; a network that has some already is left as it is."""
-        if self.sparsity is None and any(isinstance(m, SparseLayer) for m in network.modules()):
+        if any(isinstance(m, SparseLayer) for m in network.modules()):
             return network
         return sparsify(
-            densify(network),
+            network,
             self.sparsity,
             method=self.method,
             distribution=self.distribution,
@@ -113,10 +119,26 @@ class SparseProp(Backprop):
         except TypeError:
             self.engine = "autograd"
 
-    def on_fit_start(self) -> None:
-        """Fill a new network from ``pretrained``; a run that goes on has all from its own checkpoint."""
-        if self.pretrained is not None and self._restored is None:
+    def configure_model(self) -> None:
+        """Build what waited for the data module, and fill a new network from ``pretrained``."""
+        super().configure_model()
+        if (
+            self.pretrained is None
+            or self._is_filled
+            or self._trainer is None
+            or self.trainer.state.fn != TrainerFn.FITTING
+        ):
+            return
+        try:
             self.load_pretrained(self.pretrained)
+        except FileNotFoundError as error:
+            # A run that goes on has all from its own checkpoint.
+            self._missing = error
+
+    def on_fit_start(self) -> None:
+        """Refuse to start anew without the file."""
+        if self._missing is not None and self._restored is None:
+            raise self._missing
         super().on_fit_start()
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -126,7 +148,7 @@ class SparseProp(Backprop):
             self._is_measured = True
 
     def load_pretrained(self, path: str | Path) -> None:
-        """Fill the network with weights and masks of a checkpoint; a fit with ``pretrained`` does it when it starts.
+        """Fill the network with weights and masks of a checkpoint; with ``pretrained`` a fit does it once.
 
         Args:
             path: See ``pretrained``.
@@ -136,26 +158,37 @@ class SparseProp(Backprop):
             ValueError: Another network's weights; the message names the layers.
         """
         network = self.built_network()
-        state = _without(_state_of(_newest(path)), self.fresh)
-        layers = {name: m for name, m in network.named_modules() if isinstance(m, SparseLayer)}
-        weights = {name: state[f"{name}.weight"] for name in layers if f"{name}.weight" in state}
-        state |= {f"{name}.mask": mask for name, mask in self._pretrained_masks(weights).items()}
         expected = network.state_dict()
-        wrong = [k for k, v in state.items() if not k.endswith(".mask") and _shape(expected.get(k)) != v.shape]
-        absent = [name for name in _without(expected, self.fresh) if name not in state]
+        file = _newest(path)
+        rank_zero_info(f"SparseProp: weights and masks of {file}")
+        state = _state_of(file)
+        for name in _dropped(expected, self.fresh):
+            state.pop(name, None)
+        wrong = [name for name, v in state.items() if name not in expected or expected[name].shape != v.shape]
+        absent = [name for name in expected if name not in state and name not in _dropped(expected, self.fresh)]
         if wrong or absent:
             raise ValueError(
                 f"pretrained={str(path)!r} is of another network: {', '.join(wrong + absent)}. Name the layers that "
                 "shall start anew (fresh), or take the network of the checkpoint"
             )
-        network.load_state_dict(expected | state)
+        masks = self._pretrained_masks(network, state)
+        metadata = getattr(state, "_metadata", {})
+        expected.update(state | {f"{name}.mask": mask for name, mask in masks.items()})
+        expected._metadata.update(metadata)  # type: ignore[attr-defined]
+        network.load_state_dict(expected)
+        self._is_filled = True
 
-    def _pretrained_masks(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _pretrained_masks(self, network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Masks of the largest weights in ``state``, and of their own in layers that it does not fill."""
+        layers = {name: m for name, m in network.named_modules() if isinstance(m, SparseLayer)}
         if self.sparsity is None:
-            return {name: w != 0 for name, w in weights.items()}
+            # A layer without zeros is whole; another says itself what its zeros mean.
+            weights = {name: state[f"{name}.weight"] for name in layers if f"{name}.weight" in state}
+            return {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items() if bool((w != 0).all())}
         if self.method == "random":
             return {}
-        return choose_masks({name: w.abs() for name, w in weights.items()}, self.sparsity, self.distribution)
+        scores = {name: state.get(f"{name}.weight", m.weight.detach()).abs() for name, m in layers.items()}
+        return choose_masks(scores, self.sparsity, self.distribution)
 
 
 def _newest(path: str | Path) -> Path:
@@ -165,22 +198,19 @@ def _newest(path: str | Path) -> Path:
     return files[-1]
 
 
-def _state_of(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by their names in the network."""
+def _state_of(path: Path) -> OrderedDict[str, Tensor]:
+    """The weights in a file, by their names in the network, with their metadata."""
     content = torch.load(path, weights_only=True, map_location="cpu")
-    state: dict[str, Tensor] = content.get("state_dict", content)
-    prefix = "network."
-    if any(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-    return dict(state)
+    given = content.get("state_dict", content)
+    prefix = "network." if any(name.startswith("network.") for name in given) else ""
+    state = OrderedDict((n.removeprefix(prefix), v) for n, v in given.items() if n.startswith(prefix))
+    metadata = {n.removeprefix(prefix): m for n, m in getattr(given, "_metadata", {}).items() if n.startswith(prefix)}
+    state._metadata = metadata  # type: ignore[attr-defined]
+    return state
 
 
-def _without(state: dict[str, Tensor], fresh: Sequence[str]) -> dict[str, Tensor]:
-    """Those entries of a state that belong to no layer whose name matches."""
+def _dropped(state: dict[str, Tensor], fresh: Sequence[str]) -> set[str]:
+    """Names of the entries of a state that belong to a layer whose name matches."""
     layers = {name.rpartition(".")[0]: name for name in state}
-    dropped = set(match_names(layers, fresh, ())) if fresh else set()
-    return {name: entry for name, entry in state.items() if name.rpartition(".")[0] not in dropped}
-
-
-def _shape(tensor: Tensor | None) -> torch.Size | None:
-    return None if tensor is None else tensor.shape
+    matched = match_names(layers, fresh, (), "fresh") if fresh else []
+    return {name for name in state if name.rpartition(".")[0] in matched}

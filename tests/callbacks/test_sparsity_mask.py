@@ -1,4 +1,4 @@
-"""What masks keep, when they change, and that a dense layer under a mask is a sparse layer."""
+"""What masks keep, when they change, and that what is absent stays so."""
 
 import math
 from functools import partial
@@ -7,134 +7,12 @@ from itertools import pairwise
 import lightning as L
 import pytest
 import torch
+from masked import OPTIMIZERS, cnn, fit, layers, masks, mlp, pruned
 from torch import nn
-from toys import blobs, loader, trainer
+from toys import blobs
 
 from lightning_nobp.callbacks import SparsityMask
 from lightning_nobp.functional.sparsity import kept_counts
-from lightning_nobp.nn import MLP
-from lightning_nobp.nn.sparse import SparseLayer
-from lightning_nobp.rules import Backprop, SparseProp
-
-OPTIMIZERS = {
-    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
-    "adamw": partial(torch.optim.AdamW, lr=0.02, weight_decay=0.1),
-}
-
-
-def mlp():
-    """48, 48 and 18 weights."""
-    torch.manual_seed(0)
-    return MLP((1, 2, 3), 3, (8, 6), activation="tanh")
-
-
-def pruned():
-    network = mlp()
-    for k in (1, 3, 5):
-        network[k].weight.data *= torch.rand_like(network[k].weight) < 0.4
-    return network
-
-
-def cnn():
-    torch.manual_seed(0)
-    convolutions = (nn.Conv2d(1, 4, 2, padding=1), nn.ReLU(), nn.Conv2d(4, 6, (2, 3), bias=False), nn.ReLU())
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(24, 3))
-
-
-def layers(rule):
-    return {f"network.{n}": m for n, m in rule.network.named_modules() if hasattr(m, "weight")}
-
-
-def masks(rule, callback):
-    """Of all layers that have one, dense or sparse."""
-    sparse = {n: m.mask for n, m in layers(rule).items() if isinstance(m, SparseLayer)}
-    return callback.state_dict()["masks"] | sparse
-
-
-def counts(masks):
-    return [int(mask.sum()) for mask in masks.values()]
-
-
-def fit(folder, network, *callbacks, sparse=None, num_samples=96, **kwargs):
-    """Twelve steps, in float64; with sparse layers if they are given their arguments."""
-    arguments = {"num_classes": 3, "input_shape": (1, 2, 3), "loss": "cross_entropy", "optimizer": OPTIMIZERS["sgd"]}
-    kind = Backprop if sparse is None else partial(SparseProp, sparsity=None, **sparse)
-    rule = kind(network=network, **arguments | kwargs)
-    run = trainer(folder, callbacks=list(callbacks), max_epochs=2, precision="64-true", log_every_n_steps=100)
-    run.fit(rule, loader(num_samples))
-    return rule
-
-
-CASES = {
-    "one_shot": {},
-    "one_shot, later, of all": {"begin": 3, "distribution": "global"},
-    "gradual": {"every": 2, "end": 9},
-    "gradual, later, linear": {"begin": 2, "every": 3, "schedule": "linear", "distribution": "erk"},
-    "gradual, of all": {"every": 1, "end": 12, "distribution": "global"},
-    "random": {},
-    "random, later": {"begin": 4, "distribution": "uniform", "seed": 5},
-    "gradient": {},
-    "gradient, later, of all": {"begin": 5, "distribution": "global"},
-    "set": {"every": 2, "end": 12},
-    "set, later, constant": {"begin": 3, "every": 1, "schedule": "constant", "regrow": True, "drop_fraction": 0.5},
-    "rigl": {"every": 2, "end": 12},
-    "rigl, later": {"begin": 3, "every": 2, "end": 12, "rescale": False, "distribution": "uniform"},
-    "rigl, constant": {"every": 1, "end": 12, "schedule": "constant", "regrow": True, "drop_fraction": 0.5},
-    "n_m": {"sparsity": None, "n_m": (1, 2)},
-    "fixed": {"sparsity": None},
-}
-
-
-def assert_alike(folder, network, make_mask, **kwargs):
-    """Train dense and sparse layers from the same weights; returns the dense ones."""
-    sparse = kwargs.pop("sparse", {"threshold": 0.0})
-    references = [make_mask(), make_mask()]
-    dense = fit(folder, network(), references[0], **kwargs)
-    rule = fit(folder, network(), references[1], sparse=sparse, **kwargs)
-    assert any(isinstance(m, SparseLayer) for m in layers(rule).values())
-    for name, mask in masks(dense, references[0]).items():
-        assert torch.equal(mask, masks(rule, references[1])[name])
-    expected = dense.network.state_dict()
-    for name, weight in rule.network.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(expected["5.bias"], network().double()[5].bias)
-    return dense, references[0]
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("case", CASES)
-def test_dense_layers_under_a_mask_train_as_sparse_ones(tmp_path, case, optimizer):
-    mask = partial(SparsityMask, case.partition(",")[0], **{"sparsity": 0.6} | CASES[case])
-    network = pruned if case == "fixed" else mlp
-    dense, found = assert_alike(tmp_path, network, mask, optimizer=OPTIMIZERS[optimizer], gradient_clip_val=0.3)
-    kept, total = sum(counts(masks(dense, found))), 48 + 48 + 18
-    assert kept == {"n_m": total // 2, "fixed": sum(int((pruned()[k].weight != 0).sum()) for k in (1, 3, 5))}.get(
-        case, round(0.4 * total)
-    )
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("case", ["gradual, of all", "gradient, later, of all", "set", "rigl, constant", "n_m"])
-def test_dense_convolutions_under_a_mask_train_as_sparse_ones(tmp_path, case, optimizer):
-    mask = partial(SparsityMask, case.partition(",")[0], **{"sparsity": 0.6} | CASES[case])
-    only = {"include": ("*.2", "*.5")} if case == "n_m" else {}
-    sparse = {"threshold": 0.3, "include": ("2", "5")} if case == "n_m" else {"threshold": 0.3}
-    assert_alike(tmp_path, cnn, partial(mask, **only), optimizer=OPTIMIZERS[optimizer], sparse=sparse)
-
-
-@pytest.mark.parametrize("case", ["gradual", "rigl", "gradient"])
-@pytest.mark.parametrize("options", [{"engine": "autograd"}, {"sparse": {"include": ["3"]}}])
-def test_other_engines_and_networks_with_some_sparse_layers_train_alike(tmp_path, case, options):
-    assert_alike(tmp_path, mlp, partial(SparsityMask, case, 0.6, **CASES[case]), **options)
-
-
-@pytest.mark.parametrize("case", ["rigl, constant", "gradient"])
-@pytest.mark.parametrize("num_samples", [96, 81])
-def test_dense_and_sparse_layers_accumulate_alike(tmp_path, case, num_samples):
-    # 81 = 5 * 16 + 1: the last step of an epoch joins a batch of 16 samples and one of a single sample.
-    options = CASES[case] | {"begin": 2 if case == "gradient" else 0}
-    mask = partial(SparsityMask, case.partition(",")[0], 0.6, **options)
-    assert_alike(tmp_path, mlp, mask, accumulate_grad_batches=2, num_samples=num_samples)
 
 
 class Record(L.Callback):
@@ -306,6 +184,54 @@ def test_fixed_keeps_the_zeros_of_a_pruned_network(tmp_path, sparse):
     for k in (1, 3, 5):
         assert torch.equal(layers(rule)[f"network.{k}"].weight != 0, pruned()[k].weight != 0)
     assert all((fit(tmp_path, pruned()).network[k].weight != 0).all() for k in (1, 3, 5))
+
+
+@pytest.mark.parametrize(("max_epochs", "accumulate", "last"), [(4, 1, 18), (4, 2, 9)])
+def test_masks_change_in_the_first_three_quarters_of_the_training(tmp_path, max_epochs, accumulate, last):
+    mask = SparsityMask("gradual", 0.5, every=1000)
+    record = Record(mask)
+    fit(tmp_path, mlp(), mask, record, max_epochs=max_epochs, accumulate_grad_batches=accumulate)
+    dense = [all(found.all() for found in masks.values()) for masks in record.masks[1:]]
+    assert dense.index(False) + 1 == last * accumulate
+    assert mask.steps == 24 // accumulate
+
+
+def test_what_gradual_pruning_has_taken_never_comes_back(tmp_path):
+    class Zero(L.Callback):
+        """Before the third change all weights are equal, and those that are absent are no smaller."""
+
+        def on_train_batch_end(self, trainer, rule, *_):
+            if trainer.global_step >= 3:
+                rule.network[1].weight.data.zero_()
+
+    mask = SparsityMask("gradual", 0.5, every=2, end=12, include=["*.1"])
+    record = Record(mask)
+    fit(tmp_path, mlp(), Zero(), mask, record)
+    found = [masks["network.1"] for masks in record.masks]
+    assert [int(mask.sum()) for mask in found[::2]] == [48, 38, 31, 27, 25, 24, 24]
+    assert not any((after & ~before).any() for before, after in pairwise(found))
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_only_a_start_with_random_masks_is_rescaled(tmp_path, begin):
+    still = partial(torch.optim.SGD, lr=0.0)
+    rule = fit(tmp_path, mlp(), SparsityMask("random", 0.75, distribution="uniform", begin=begin), optimizer=still)
+    weight = rule.network[1].weight.detach()
+    expected = mlp()[1].weight.detach().double() * (2 if begin == 0 else 1)
+    torch.testing.assert_close(weight[weight != 0], expected[weight != 0])
+    assert (weight != 0).sum() == 12
+
+
+def test_every_exchange_draws_anew(tmp_path):
+    # With the numbers of the start, what is dropped would have the best claim to grow.
+    mask = SparsityMask("set", 0.6, every=2, end=12, schedule="constant", regrow=True)
+    record = Record(mask)
+    fit(tmp_path, mlp(), mask, record)
+    for name, before in record.masks[0].items():
+        for step in (2, 4, 6, 8, 10):
+            after = record.masks[step][name]
+            assert not torch.equal(after, before) or name == "network.5"
+            before = after
 
 
 class Start(L.Callback):

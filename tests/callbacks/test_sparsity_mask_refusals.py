@@ -93,6 +93,13 @@ def test_patterns_without_a_layer_are_refused(tmp_path, patterns, message):
         fit(tmp_path, backprop(), SparsityMask("random", 0.5, **patterns))
 
 
+def test_layers_that_share_their_weight_are_refused(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    network[3].weight = network[1].weight
+    with pytest.raises(MisconfigurationException, match=r"'network\.1' and 'network\.3' share"):
+        fit(tmp_path, backprop(network=network), SparsityMask("random", 0.5))
+
+
 def test_groups_that_do_not_divide_a_layers_inputs_are_refused(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"n_m=\(2, 4\)\), layer 'network.1': m=4 .* the 6 inputs"):
         fit(tmp_path, backprop(), SparsityMask("n_m"))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from ddp_training import FORKED, load, train_sparse
 from imperfect import Ordinary, TwoOptimizers
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import backprop, blobs, loader, trainer, weights
 
 from lightning_nobp.callbacks import HardwareNoise, SparsityMask
 from lightning_nobp.datamodules import DigitsDataModule
-from lightning_nobp.nn import MLP, ForwardForwardMLP
+from lightning_nobp.nn import MLP, ForwardForwardMLP, sparsify
 from lightning_nobp.rules import (
     ForwardForward,
     MultiplexedGradientDescent,
@@ -120,6 +121,29 @@ def test_a_module_of_somebody_elses_is_pruned_as_by_hand(tmp_path, accumulate):
     torch.testing.assert_close(weights(module), weights(reference), rtol=1e-12, atol=1e-12)
 
 
+class Keeps(Ordinary):
+    """With sparse layers; its last loss, and the graph behind it, live on."""
+
+    def __init__(self, keeps=True):
+        super().__init__()
+        self.network, self.keeps = sparsify(self.network), keeps
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.keeps:
+            self.loss = loss
+        return loss
+
+
+def test_a_graph_that_lives_on_does_not_matter_when_sparse_layers_change(tmp_path):
+    found = []
+    for keeps in (False, True):
+        module = Keeps(keeps)
+        fit(tmp_path, module, SparsityMask("gradual", 0.75, every=2, end=8))
+        found.append(weights(module))
+    assert torch.equal(*found)
+
+
 def test_two_optimizers_have_one_clock_and_both_forget_absent_weights(tmp_path):
     module, mask, found = TwoLosses(), SparsityMask("one_shot", 0.5, begin=3), []
 
@@ -155,17 +179,21 @@ def test_a_second_fit_starts_anew(tmp_path, method):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize(
-    "noise", [{"update_noise": 0.01}, {"weight_range": 1.0, "weight_bits": 7}, {"stuck_fraction": 0.2}]
-)
+NOISES = [{"update_noise": 0.01}, {"weight_range": 1.0, "weight_bits": 7}, {"drift": 0.01}, {"stuck_fraction": 0.2}]
+
+
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_imperfect_hardware_wakes_no_absent_weight(tmp_path, sparse, noise):
-    # Behind the masks, and before them, whose word is the last after a batch.
     absent, mask = Absent(since=8), SparsityMask("gradual", 0.75, every=2, end=8)
     module = sparse_rule() if sparse else backprop()
+    if sparse and "stuck_fraction" in noise:
+        with pytest.raises(MisconfigurationException, match=r"stuck_fraction=0\.2: a sparse layer .* densify"):
+            fit(tmp_path, module, HardwareNoise(**noise), mask)
+        return
     fit(tmp_path, module, HardwareNoise(**noise), mask, absent)
     absent.check()
-    if "update_noise" in noise:
+    if "weight_bits" not in noise:
         assert kept(module) == {"network.1": 12, "network.3": 6}
 
 
@@ -210,9 +238,10 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "gradual", "every": 2, "begin": 1, "end": 9},
+        {"method": "gradual", "every": 2, "begin": 2, "end": 9},
         {"method": "rigl", "every": 2, "end": 10},
         {"method": "set", "every": 1, "end": 10},
+        {"method": "gradient", "begin": 4},
     ],
 )
 def test_stopped_after_any_batch_and_resumed(tmp_path, options, kind):
@@ -249,32 +278,35 @@ def test_resumed_while_a_sparse_start_has_all_its_weights(tmp_path):
 # On two processes
 
 
-GRADUAL = {"method": "gradual", "every": 2, "end": 9}
-RIGL = {"method": "rigl", "every": 2, "end": 12}
-SPARSE, AUTOGRAD = {"sparsity": None}, {"sparsity": None, "engine": "autograd"}
+GRADUAL = {"method": "gradual", "sparsity": 0.6, "every": 2, "end": 9}
+RIGL = {"method": "rigl", "sparsity": 0.6, "every": 2, "end": 12}
+ALL, FEW = {"sparsity": None}, {"sparsity": 0.6}
 
 
 @pytest.mark.parametrize(
     ("mask", "layers"),
     [
-        *((mask, layers) for mask in (GRADUAL, RIGL) for layers in ({}, SPARSE, AUTOGRAD)),
+        *((mask, layers) for mask in (GRADUAL, RIGL) for layers in ({}, ALL, FEW)),
+        (RIGL | {"sparsity": None}, FEW | {"engine": "autograd"}),
         # The seventh batch is the uneven one.
-        *(
-            (mask, layers)
-            for mask in (RIGL | {"every": 7, "end": 14}, {"method": "gradient", "begin": 6})
-            for layers in ({}, SPARSE)
-        ),
+        *((RIGL | {"every": 7, "end": 14}, layers) for layers in ({}, ALL, FEW | {"engine": "autograd"})),
+        *(({"method": "gradient", "sparsity": 0.6, "begin": 6}, layers) for layers in ({}, ALL)),
     ],
 )
 def test_two_processes_equal_one(tmp_path, mask, layers):
     # An epoch has six batches of 16 samples, shared evenly, and one of 7 = 4 + 3.
     for strategy in ("auto", FORKED):
-        train_sparse(tmp_path, strategy, {"sparsity": 0.6} | mask, **layers)
+        train_sparse(tmp_path, strategy, mask, **layers)
     single, ranks = load(tmp_path, 0, 1), [load(tmp_path, rank, 2) for rank in (0, 1)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
     torch.testing.assert_close(ranks[0]["weights"], single["weights"], rtol=1e-12, atol=1e-12)
     assert ranks[0]["metrics"] == pytest.approx(single["metrics"], rel=1e-6)
     assert ranks[0]["metrics"]["sparsity"] == pytest.approx(0.6, abs=0.005)
+
+
+def test_two_processes_refuse_to_resize_what_autograd_and_they_remember(tmp_path):
+    with pytest.raises(Exception, match=r"size of 'network\.1', which only SparseProp\(engine='explicit'\) can bear"):
+        train_sparse(tmp_path, FORKED, GRADUAL, sparsity=None, engine="autograd")
 
 
 # Logged

@@ -85,6 +85,18 @@ def test_a_weight_that_is_there_and_zero_is_still_there_afterwards(tmp_path, spa
     assert torch.equal(start(tmp_path, make(pretrained=path)).network[1].mask, layer.mask)
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_minus_zeros_of_a_pruned_dense_network_are_absent(tmp_path, dense, plain):
+    pretrained, path = dense
+    weight = pretrained.network[1].weight
+    weight.data *= weight > 0.1
+    assert ((weight == 0) & weight.signbit()).any()
+    run = trainer(tmp_path)
+    run.strategy.connect(pretrained)
+    torch.save(pretrained.network.state_dict(), path) if plain else run.save_checkpoint(path)
+    assert torch.equal(start(tmp_path, make(pretrained=path)).network[1].mask, weight > 0.1)
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "erk", "global"])
 def test_a_dense_checkpoint_is_pruned_by_magnitude(tmp_path, dense, distribution):
     pretrained, path = dense
@@ -206,6 +218,14 @@ def test_a_run_goes_on_from_its_own_checkpoint_when_the_pretrained_file_is_gone(
     again = SparseProp.load_from_checkpoint(tmp_path / "second" / f"step={step}.ckpt")
     assert masks(again).keys() == masks(whole).keys()
     assert all(torch.equal(mask, masks(again)[name]) for name, mask in masks(whole).items())
+
+
+def test_a_fine_tuned_network_that_is_loaded_and_trained_again_is_not_the_pretrained_one(tmp_path, sparse):
+    tuned = make(pretrained=sparse[1])
+    fit(tmp_path, tuned, max_epochs=2).save_checkpoint(tmp_path / "tuned.ckpt")
+    again = start(tmp_path, SparseProp.load_from_checkpoint(tmp_path / "tuned.ckpt"))
+    assert same_state(again, tuned)
+    assert same_state(start(tmp_path, tuned), again)
 
 
 @pytest.mark.parametrize("engine", ["explicit", "autograd"])
