@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class SparsityMask(Callback):
     rigl       likewise, for those with the largest gradient
     fixed      the weights that are not zero when training starts
     ========== =========================================================================================
+
+    The best checkpoint of a gradual pruning is the best of those that are as sparse as asked for.
 
     Sparsity is logged for each layer at the end of an epoch, as ``sparsity/<layer>``, and for all as ``sparsity``.
 
@@ -268,6 +271,8 @@ class SparsityMask(Callback):
         for name, mask in new.items():
             self._refuse_resizing(name, mask, trainer)
             self._weights[name].set_mask(mask, optimizers)
+        if self.method == "gradual" and self.steps >= self.schedule.last:
+            _forget_best(trainer)
 
     def _refuse_resizing(self, name: str, mask: Tensor, trainer: Trainer) -> None:
         # What distributes a module remembers the sizes of its parameters, and autograd then expects them.
@@ -388,6 +393,14 @@ def _has_matrix(module: nn.Module) -> bool:
 
 def _optimizers(trainer: Trainer) -> list[Optimizer]:
     return [o.optimizer if isinstance(o, LightningOptimizer) else o for o in trainer.optimizers]
+
+
+def _forget_best(trainer: Trainer) -> None:
+    """Let any checkpoint be better than those so far, which are of denser networks."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            worst = torch.tensor(float("inf" if callback.mode == "min" else "-inf"))
+            callback.best_k_models = dict.fromkeys(callback.best_k_models, worst)
 
 
 def _check_options(

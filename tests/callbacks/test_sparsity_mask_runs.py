@@ -268,6 +268,26 @@ def test_stopped_while_gradients_accumulate(tmp_path, kind):
     assert_equal(run_digits(tmp_path / "resumed", kind, make(), tmp_path / "middle.ckpt", **settings), whole)
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_checkpoint_is_one_of_the_final_sparsity(tmp_path, mode):
+    class Falling(L.Callback):
+        """A value that is best at first, when the network is dense."""
+
+        def on_validation_end(self, trainer, rule):
+            trainer.callback_metrics["value"] = torch.tensor(float(trainer.current_epoch)) * (
+                -1 if mode == "max" else 1
+            )
+
+    saved = ModelCheckpoint(tmp_path, monitor="value", mode=mode, save_top_k=1, filename="{epoch}")
+    mask = SparsityMask("gradual", 0.8, every=2, end=12)
+    run = trainer(tmp_path, max_epochs=5, callbacks=[mask, Falling(), saved], enable_checkpointing=True)
+    rule = sparse_rule(num_classes=10, input_shape=(1, 8, 8))
+    run.fit(rule, datamodule=DigitsDataModule(batch_size=64, subset=400, val_size=100))
+    # Five steps an epoch: the twelfth is in the third.
+    assert saved.best_model_path == str(tmp_path / "epoch=2.ckpt")
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["epoch=2.ckpt"]
+
+
 def test_resumed_while_a_sparse_start_has_all_its_weights(tmp_path):
     # Gradual pruning begins dense: the checkpoint's weights have no zero, and the new layers are half empty.
     make, settings = partial(SparsityMask, "gradual", 0.8, every=5, end=9), {"sparsity": 0.5}
