@@ -159,6 +159,13 @@ class SparsityMask(Callback):
         except ValueError as error:
             raise MisconfigurationException(f"SparsityMask: {error}") from error
         self._weights = {name: self._masked(name, layers[name]) for name in names}
+        owners: dict[nn.Parameter, str] = {}
+        for name, weight in self._weights.items():
+            other = owners.setdefault(weight.parameter, name)
+            if other != name:
+                raise MisconfigurationException(
+                    f"SparsityMask: {other!r} and {name!r} share a weight, which can have one mask only: exclude one"
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the first masks, if they are due and need no gradient, or make up for what a stopped run had due."""

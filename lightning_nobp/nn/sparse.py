@@ -220,12 +220,16 @@ class SparseLayer(nn.Module):
         self.dense_grad = grad.clone() if self.dense_grad is None else self.dense_grad + grad
 
     def _replace(self, values: Tensor, structure: SparseStructure) -> None:
+        dtype = self.values.dtype
         if self.values.grad is not None and self.values.grad.shape != values.shape:
             self.values.grad = None
         if self.values.is_meta and not values.is_meta:
             self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
         else:
-            self.values.data = values.to(self.values.dtype)
+            # By way of another type: autograd then forgets the size that an older graph, still alive, has noted.
+            other = torch.float32 if dtype is torch.float64 else torch.float64
+            self.values.data = torch.empty(0, dtype=other, device=self.values.device)
+            self.values.data = values.to(dtype)
         # Autograd refuses a graph that has kept the values as they were.
         torch.autograd.graph.increment_version(self.values)
         self.structure = structure

@@ -141,6 +141,11 @@ class SparseProp(Backprop):
             raise self._missing
         super().on_fit_start()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is loaded needs no other weights."""
+        super().on_load_checkpoint(checkpoint)
+        self._is_filled = True
+
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Time dense and sparse products on the first batch, if that is wanted."""
         if self.threshold == "measure" and not self._is_measured:
