@@ -62,6 +62,9 @@ def sparse_linear(
     _check(x, values, structure, bias, backend, dims=2)
     if not _is_native(x, values, bias, backend):
         return F.linear(x, structure.to_dense(values), bias)
+    # A view costs as much as a small product.
+    if x.dim() == 2:
+        return sparse_layer(x, values, bias, structure)
     y = sparse_layer(x.reshape(-1, x.shape[-1]), values, bias, structure)
     return y.reshape(*x.shape[:-1], structure.shape[0])
 
@@ -133,6 +136,8 @@ def sparse_linear_vjp(
     _check(x, values, structure, None, backend, dims=2)
     _check_grad(grad, (*x.shape[:-1], structure.shape[0]))
     if _is_native(grad, values, x, backend):
+        if x.dim() == 2:
+            return native.backward(grad, x, values, structure, None, needs_input_grad, needs_values_grad)
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         grad_x, grad_values = native.backward(
             rows, inputs, values, structure, None, needs_input_grad, needs_values_grad
@@ -272,7 +277,7 @@ def _pair(value: Pair) -> tuple[int, int]:
 def _is_native(x: Tensor, values: Tensor, other: Tensor | None, backend: str) -> bool:
     if backend == "torch":
         return False
-    can = native.supports(x, values, other) and not torch.is_autocast_enabled(x.device.type)
+    can = native.supports(x, values, other) and not torch.is_autocast_enabled("cpu")
     if backend == "auto":
         return can and _has_kernels()
     if not can:
