@@ -5,8 +5,10 @@
 
 namespace nobp {
 
+enum Purpose { kInput, kGradient, kOffsets, kColumnOffsets, kColumnValues, kPartials };
+
 // Buffers of one thread, by purpose. They grow, and are freed when the thread ends.
-template <int Purpose>
+template <Purpose>
 class Scratch {
  public:
   // At least `bytes`, aligned to a cache line; null where there is no memory.

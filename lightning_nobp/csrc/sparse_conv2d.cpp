@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "scratch.h"
 #include "sparse_product.h"
 
 namespace nobp {
@@ -17,10 +16,6 @@ namespace {
 
 // The planes of a chunk stay in the second level of the cache beside the weights.
 constexpr int64_t kChunkBytes = 192 * 1024;
-// Less work than this is done before a second thread has woken up.
-constexpr int64_t kParallelWork = 32768;
-
-enum { kInput, kGradient, kOffsets, kColumnOffsets, kColumnValues, kPartials };
 
 int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 int64_t divide_up(int64_t a, int64_t b) { return -divide_down(-a, b); }
@@ -260,11 +255,6 @@ void input_offsets(const Problem& p, const Layout<T>& layout, int32_t* offset) {
   }
 }
 
-// The columns of the weight's matrix as rows of its transpose.
-struct Columns {
-  const int32_t *first, *row, *origin;
-};
-
 // The transposed product: a row for every channel and phase of the input, with offsets into planes of the gradient.
 template <class T>
 void gradient_rows(const Problem& p, const Columns& c, const Layout<T>& layout, const T* values,
@@ -335,17 +325,14 @@ int conv2d_backward(const Problem& p, const Columns& c, const T* grad, const T* 
   // Taps that reach up from an output reach down from an input.
   const Layout<T> layout(p, size, up, down), grad_layout(p, size, down, up);
   if (std::max(planes, p.out_channels) * std::max(layout.plane, grad_layout.plane) > INT32_MAX) return 2;
-  auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
-  auto* column_offset = static_cast<int32_t*>(Scratch<kColumnOffsets>::get(nonzeros * sizeof(int32_t)));
-  auto* column_value = static_cast<T*>(Scratch<kColumnValues>::get(nonzeros * sizeof(T)));
-  // The sums of every weight's gradient are split the same way for any number of threads.
-  const int64_t parts = std::clamp<int64_t>(chunks / 2, std::clamp<int64_t>(chunks, 1, 4), 16);
-  T* partial = static_cast<T*>(Scratch<kPartials>::get((parts - 1) * nonzeros * sizeof(T)));
-  if (nonzeros && (!offset || !column_offset || !column_value || (!partial && parts > 1))) return 1;
-  input_offsets(p, layout, offset);
+  const int64_t parts = part_count(chunks);
+  const BackwardScratch<T> scratch(nonzeros, parts);
+  if (!scratch.complete) return 1;
+  input_offsets(p, layout, scratch.offset);
   std::vector<int32_t> column_first;
-  if (grad_x) gradient_rows(p, c, grad_layout, values, column_first, column_offset, column_value);
-  const Rows<T> columns{column_first.data(), column_offset, column_value};
+  if (grad_x) gradient_rows(p, c, grad_layout, values, column_first, scratch.column_offset,
+                            scratch.column_value);
+  const Rows<T> columns{column_first.data(), scratch.column_offset, scratch.column_value};
   const int64_t height = p.rows.inputs, width = p.columns.inputs, plane = height * width;
   std::atomic<int> failed{0};
 #pragma omp parallel num_threads(p.threads) if (p.parallel())
@@ -353,8 +340,7 @@ int conv2d_backward(const Problem& p, const Columns& c, const T* grad, const T* 
     Cover<T> cover;
 #pragma omp for schedule(static, 1)
     for (int64_t part = 0; part < parts; ++part) {
-      T* result = !grad_values ? nullptr : part ? partial + (part - 1) * nonzeros : grad_values;
-      if (result) std::fill_n(result, nonzeros, T(0));
+      T* result = grad_values ? scratch.start(part, nonzeros, grad_values) : nullptr;
       T* gradient = static_cast<T*>(Scratch<kGradient>::get(p.out_channels * grad_layout.plane * sizeof(T)));
       T* input = static_cast<T*>(Scratch<kInput>::get(planes * layout.plane * sizeof(T)));
       if (!gradient || !input) {
@@ -371,7 +357,7 @@ int conv2d_backward(const Problem& p, const Columns& c, const T* grad, const T* 
                input);
           cover.build(chunk, layout, p.batch, image_pitch, p.rows.outputs, p.columns.outputs, 0, 0, 0, 0);
           const int64_t distance = (down - up) * layout.pitch;
-          for_tiles(cover.count(), Correlate<T>{p.row_first, offset, p.out_channels, input, gradient, distance,
+          for_tiles(cover.count(), Correlate<T>{p.row_first, scratch.offset, p.out_channels, input, gradient, distance,
                                                 grad_layout.plane, cover, result});
         }
         for (int64_t phase = 0; grad_x && phase < p.phases(); ++phase) {
@@ -385,10 +371,7 @@ int conv2d_backward(const Problem& p, const Columns& c, const T* grad, const T* 
     }
   }
   if (failed) return 1;
-  for (int64_t part = 1; grad_values && part < parts; ++part) {
-    const T* more = partial + (part - 1) * nonzeros;
-    for (int64_t j = 0; j < nonzeros; ++j) grad_values[j] += more[j];
-  }
+  if (grad_values) add_parts(scratch.partial, parts, nonzeros, grad_values);
   return 0;
 }
 

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdint>
 
-#include "scratch.h"
 #include "sparse_product.h"
 
 namespace nobp {
@@ -12,10 +11,6 @@ namespace {
 
 // Transposed inputs of this many bytes stay in the second level of the cache beside the weights.
 constexpr int64_t kTileBytes = 512 * 1024;
-// Less work than this is done before a second thread has woken up.
-constexpr int64_t kParallelWork = 32768;
-
-enum { kInput, kGradient, kOffsets, kColumnOffsets, kColumnValues, kPartials };
 
 struct Problem {
   int64_t batch, inputs, outputs;
@@ -148,11 +143,6 @@ int linear(const Problem& p, const T* x, const T* values, const T* bias, T* y) {
   return failed;
 }
 
-// The columns of W as rows of its transpose, with their values in that order.
-struct Columns {
-  const int32_t *first, *row, *origin;
-};
-
 template <class T>
 int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* x, const T* values, T* grad_x,
                     T* grad_values) {
@@ -160,26 +150,21 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
   const int vectors = tile_vectors<T>(p, std::max(p.inputs, p.outputs));
   const int64_t width = vectors * L, tiles = (p.batch + width - 1) / width, nonzeros = p.nonzeros();
   if (std::max(p.inputs, p.outputs) * width > INT32_MAX) return 2;
-  auto* offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
-  auto* column_offset = static_cast<int32_t*>(Scratch<kColumnOffsets>::get(nonzeros * sizeof(int32_t)));
-  auto* column_value = static_cast<T*>(Scratch<kColumnValues>::get(nonzeros * sizeof(T)));
-  // The sums of every weight's gradient are split the same way for any number of threads.
-  const int64_t parts = std::clamp<int64_t>(tiles / 2, std::clamp<int64_t>(tiles, 1, 4), 16);
-  T* partial = static_cast<T*>(Scratch<kPartials>::get((parts - 1) * nonzeros * sizeof(T)));
-  if (nonzeros && (!offset || !column_offset || !column_value || (!partial && parts > 1))) return 1;
-  for (int64_t j = 0; j < nonzeros; ++j) offset[j] = int32_t(p.column[j] * width);
+  const int64_t parts = part_count(tiles);
+  const BackwardScratch<T> scratch(nonzeros, parts);
+  if (!scratch.complete) return 1;
+  for (int64_t j = 0; j < nonzeros; ++j) scratch.offset[j] = int32_t(p.column[j] * width);
   if (grad_x) {
     for (int64_t j = 0; j < nonzeros; ++j) {
-      column_offset[j] = int32_t(c.row[j] * width);
-      column_value[j] = values[c.origin[j]];
+      scratch.column_offset[j] = int32_t(c.row[j] * width);
+      scratch.column_value[j] = values[c.origin[j]];
     }
   }
-  const Rows<T> columns{c.first, column_offset, column_value};
+  const Rows<T> columns{c.first, scratch.column_offset, scratch.column_value};
   std::atomic<int> failed{0};
 #pragma omp parallel for schedule(static, 1) num_threads(p.threads) if (p.parallel())
   for (int64_t part = 0; part < parts; ++part) {
-    T* result = !grad_values ? nullptr : part ? partial + (part - 1) * nonzeros : grad_values;
-    if (result) std::fill_n(result, nonzeros, T(0));
+    T* result = grad_values ? scratch.start(part, nonzeros, grad_values) : nullptr;
     T* grad_tile = static_cast<T*>(Scratch<kGradient>::get(p.outputs * width * sizeof(T)));
     T* tile = static_cast<T*>(Scratch<kInput>::get(p.inputs * width * sizeof(T)));
     if ((!grad_tile && p.outputs) || (!tile && p.inputs)) {
@@ -191,7 +176,7 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
       transpose_in(grad + start * p.outputs, p.outputs, samples, width, grad_tile);
       if (result) transpose_in(x + start * p.inputs, p.inputs, samples, width, tile);
       with_vectors(vectors, [&](auto n) {
-        if (result) correlate_tile<T, n>(p.row_first, offset, p.outputs, tile, grad_tile, result);
+        if (result) correlate_tile<T, n>(p.row_first, scratch.offset, p.outputs, tile, grad_tile, result);
         if (grad_x) {
           multiply_tile<T, n>(columns, p.inputs, grad_tile, static_cast<const T*>(nullptr), samples,
                               grad_x + start * p.inputs);
@@ -200,12 +185,7 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
     }
   }
   if (failed) return 1;
-  if (grad_values) {
-    for (int64_t part = 1; part < parts; ++part) {
-      const T* more = partial + (part - 1) * nonzeros;
-      for (int64_t j = 0; j < nonzeros; ++j) grad_values[j] += more[j];
-    }
-  }
+  if (grad_values) add_parts(scratch.partial, parts, nonzeros, grad_values);
   return 0;
 }
 

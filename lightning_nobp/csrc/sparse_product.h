@@ -2,6 +2,9 @@
 // positions: samples of a batch or pixels of images. A non-zero finds its input row by an offset from the position.
 #pragma once
 
+#include <algorithm>
+
+#include "scratch.h"
 #include "simd.h"
 
 namespace nobp {
@@ -68,6 +71,51 @@ inline void correlate_row(const int32_t* offset, int first, int end, const T* x,
     }
   }
 }
+
+// Less work than this is done before a second thread has woken up.
+constexpr int64_t kParallelWork = 32768;
+
+// The columns of a weight's matrix as rows of its transpose: where each begins, the row of every non-zero in it, and the
+// non-zero's place in the order of rows.
+struct Columns {
+  const int32_t *first, *row, *origin;
+};
+
+// The sums of every weight's gradient are split the same way for any number of threads: into this many parts.
+inline int64_t part_count(int64_t tiles) {
+  return std::clamp<int64_t>(tiles / 2, std::clamp<int64_t>(tiles, 1, 4), 16);
+}
+
+// Add the parts but the first, which is in `sum`, always in this order.
+template <class T>
+void add_parts(const T* others, int64_t parts, int64_t count, T* sum) {
+  for (int64_t part = 1; part < parts; ++part, others += count) {
+    for (int64_t j = 0; j < count; ++j) sum[j] += others[j];
+  }
+}
+
+// What a backward pass keeps for the time of a call.
+template <class T>
+struct BackwardScratch {
+  int32_t *offset, *column_offset;
+  T *column_value, *partial;
+  bool complete;  // false where there is no memory
+
+  BackwardScratch(int64_t nonzeros, int64_t parts) {
+    offset = static_cast<int32_t*>(Scratch<kOffsets>::get(nonzeros * sizeof(int32_t)));
+    column_offset = static_cast<int32_t*>(Scratch<kColumnOffsets>::get(nonzeros * sizeof(int32_t)));
+    column_value = static_cast<T*>(Scratch<kColumnValues>::get(nonzeros * sizeof(T)));
+    partial = static_cast<T*>(Scratch<kPartials>::get((parts - 1) * nonzeros * sizeof(T)));
+    complete = !nonzeros || (offset && column_offset && column_value && (partial || parts == 1));
+  }
+
+  // Where part `part` is summed up, set to zero.
+  T* start(int64_t part, int64_t nonzeros, T* first) const {
+    T* result = part ? partial + (part - 1) * nonzeros : first;
+    std::fill_n(result, nonzeros, T(0));
+    return result;
+  }
+};
 
 // Call `tile.template run<N>(i)` for vectors i, i + 1, ..., i + N - 1, until all `count` are done.
 template <class Tile>
