@@ -48,5 +48,15 @@ def trainer(folder: Path, **kwargs: Any) -> L.Trainer:
     return L.Trainer(**defaults | kwargs)
 
 
+def plain_loop(rule: Backprop) -> dict[str, torch.Tensor]:
+    """Sixty steps on all samples without a Trainer; what the last one returned."""
+    optimizer = torch.optim.Adam(rule.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        values = rule.compute_gradients(blobs().tensors)
+        optimizer.step()
+    return values
+
+
 def weights(rule: torch.nn.Module) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(rule.parameters()).detach().clone()

@@ -195,7 +195,7 @@ int linear_backward(const Problem& p, const Columns& c, const T* grad, const T* 
 #define NOBP_SPARSE_LINEAR(T, suffix)                                                                                 \
   extern "C" int nobp_sparse_linear_##suffix(const T* x, const T* values, const T* bias, const int32_t* row_first,    \
                                              const int32_t* column, int64_t batch, int64_t inputs, int64_t outputs,   \
-                                             int64_t threads, T* y) {                                                     \
+                                             int64_t threads, T* y) {                                                 \
     return nobp::linear<T>({batch, inputs, outputs, row_first, column, int(threads)}, x, values, bias, y);                 \
   }                                                                                                                   \
   extern "C" int nobp_sparse_linear_backward_##suffix(                                                                \

@@ -1,6 +1,7 @@
 """Linear and convolutional layers that hold only the weights that they have."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
@@ -140,8 +141,9 @@ class SparseLayer(nn.Module):
         """The sizes, and how sparse the layer is."""
         return f"{self._sizes()}, bias={self.bias is not None}, sparsity={self.sparsity:.4g}"
 
+    @abstractmethod
     def _sizes(self) -> str:
-        raise NotImplementedError
+        """The layer's own arguments, as torch's layers show them."""
 
     def _add_bias(self, size: int | None) -> None:
         self.register_parameter("bias", None if size is None else nn.Parameter(self.values.new_empty(size)))

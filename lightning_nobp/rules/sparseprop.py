@@ -12,14 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_nobp.nn.backprop import check_supported
+from lightning_nobp.nn.crossover import check_threshold, measure_thresholds
 from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.nn.sparsify import (
     SparsityDistribution,
     as_patterns,
-    check_threshold,
     choose_masks,
     match_names,
-    measure_thresholds,
     sparsify,
 )
 from lightning_nobp.rules.backprop import Backprop

@@ -1,13 +1,12 @@
 """Networks with sparse layers in the place of dense ones: made, measured, trained and compiled."""
 
 import copy
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_nobp.nn import SparseConv2d, SparseLinear, densify, sparsify
+from lightning_nobp.nn import SparseConv2d, SparseLinear, crossover, densify, sparsify
 
 # Layers with weights, and how many each has.
 SIZES = {"0": 72, "3.0": 16, "3.1": 32, "5": 576}
@@ -200,18 +199,16 @@ def test_a_layer_that_computes_its_weight_is_none_to_replace(norm):
 @pytest.fixture
 def times(monkeypatch):
     """Seconds of the three timed runs, and how often they were taken."""
-    # The package has a function of the module's name.
-    module = sys.modules["lightning_nobp.nn.sparsify"]
-    state = {"seconds": [module._FEW, module._MORE, 0.25], "count": 0}
+    state = {"seconds": [crossover._FEW, crossover._MORE, 0.25], "count": 0}
 
     def medians(runs):
         state["count"] += 1
         return state["seconds"]
 
-    monkeypatch.setattr(module, "_medians", medians)
-    module._crossover.cache_clear()
+    monkeypatch.setattr(crossover, "_medians", medians)
+    crossover._crossover.cache_clear()
     yield state
-    module._crossover.cache_clear()
+    crossover._crossover.cache_clear()
 
 
 def test_thresholds_are_where_the_products_take_as_long_and_are_remembered(times):
