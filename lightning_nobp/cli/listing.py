@@ -43,32 +43,32 @@ def show_all(pattern: str) -> int:
     found = fnmatch.filter(recipes.recipe_names(), wild)
     if not found:
         raise recipes.UsageError(f"no recipe matches {pattern!r}{recipes.nearest(pattern, recipes.recipe_names())}")
+    results = measured()
+    notes = _notes([results.get(name, {}) for name in found])
     console.print(rules)
-    console.print(_recipe_table(found))
-    for number, note in enumerate(_notes(found), 1):
+    console.print(_recipe_table(found, results, notes))
+    for number, note in enumerate(notes, 1):
         console.print(f"  [{number}] {note}", markup=False)
     return 0
 
 
-def _notes(found: list[str]) -> list[str]:
+def _notes(results: list[dict[str, Any]]) -> list[str]:
     """What a reader of the results must know, each once."""
-    notes = [measured().get(name, {}).get("note") for name in found]
-    return list(dict.fromkeys(note for note in notes if note))
+    return list(dict.fromkeys(result["note"] for result in results if result.get("note")))
 
 
-def _recipe_table(found: list[str]) -> Table:
+def _recipe_table(found: list[str], results: dict[str, Any], notes: list[str]) -> Table:
     table = Table(title="Recipes (nobp fit --config RECIPE)", title_justify="left", box=box.SIMPLE)
     table.add_column("recipe", no_wrap=True)
     table.add_column("rule", no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for column in ("test", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
-    known = measured()
     for name in found:
-        result = known.get(name, {})
+        result = results.get(name, {})
         accuracy = f"{result['test_accuracy']:.2%}" if "test_accuracy" in result else ""
         if result.get("note"):
-            accuracy = f"\\[{_notes(found).index(result['note']) + 1}] {accuracy}"
+            accuracy = f"\\[{notes.index(result['note']) + 1}] {accuracy}"
         seconds = f"{result['seconds']:.1f}" if "seconds" in result else ""
         table.add_row(name, _rule(name), recipes.summary(name), accuracy, seconds)
     return table
