@@ -1,0 +1,307 @@
+"""Layers of Hamilton products, ``y = w x`` or ``y = x w`` summed over inputs, in two algorithms.
+
+*Block* writes the four components of a weight into a real matrix of four times the width and takes one real product:
+16 products of real weights. *Fast8* takes 8: the Hamilton product is a convolution over the group of four elements,
+which a Hadamard transform makes diagonal (4 products), but for the signs of four of its terms, which are put right (4
+products). With ``Had(a) = (a0+a1+a2+a3, a0-a1+a2-a3, a0+a1-a2-a3, a0-a1-a2+a3)`` and ``K = Had(Had(w)/4 Had(x))``::
+
+    left:  y0 = 2 w0 x0 - K0   y1 = K1 - 2 w3 x2   y2 = K2 - 2 w1 x3   y3 = K3 - 2 w2 x1
+    right: y0 = 2 w0 x0 - K0   y1 = K1 - 2 w2 x3   y2 = K2 - 2 w3 x1   y3 = K3 - 2 w1 x2
+
+No algorithm for real numbers has fewer than 8 (Howell and Lafon; de Groote). Both passes back, to the input and to the
+weight, are the transposed algorithm, 8 products each.
+
+References:
+    Howell and Lafon, "The Complexity of the Quaternion Product", Cornell University TR 75-245 (1975).
+    de Groote, "On the Complexity of Quaternion Multiplication", Information Processing Letters 3 (1975).
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+Side = Literal["left", "right"]
+"""Whether weights multiply inputs from the left, ``w x``, or from the right, ``x w``."""
+Algorithm = Literal["auto", "block", "fast8"]
+"""How products are computed; ``'auto'`` takes the faster one for the shapes at hand."""
+
+# Of the block matrix: the component c of the input goes into p of the output by the weight's component p xor c.
+_SIGNS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "left": ((1, -1, -1, -1), (1, 1, -1, 1), (1, 1, 1, -1), (1, -1, 1, 1)),
+    "right": ((1, -1, -1, -1), (1, 1, 1, -1), (1, -1, 1, 1), (1, 1, -1, 1)),
+}
+# Of fast8, for each component of the output: which of the weight and of the input put it right.
+_CORRECTIONS: dict[str, tuple[tuple[int, int], ...]] = {
+    "left": ((0, 0), (3, 2), (1, 3), (2, 1)),
+    "right": ((0, 0), (2, 3), (3, 1), (1, 2)),
+}
+_WIDE = (torch.float32, torch.float64)
+
+
+class RealProduct(Protocol):
+    """A real layer, linear in its input and in its weight: what the components of quaternions go through.
+
+    ``forward``, ``input_grad`` and ``weight_grad`` write ``factor`` times their result, plus ``keep`` times what is
+    there, over ``onto`` if that is given.
+    """
+
+    chunk: int
+    """So many samples are done at a time: what belongs to them should stay in the cache."""
+
+    def forward(
+        self, x: Tensor, weight: Tensor, onto: Tensor | None = None, *, factor: float = 1, keep: float = 1
+    ) -> Tensor:
+        """The layer's output for the input ``(batch, N, ...)``."""
+        ...
+
+    def input_grad(
+        self, grad: Tensor, x: Tensor, weight: Tensor, onto: Tensor | None = None, *, factor: float = 1
+    ) -> Tensor:
+        """Gradient of ``x`` for ``grad``, that of the output."""
+        ...
+
+    def weight_grad(
+        self, grad: Tensor, x: Tensor, weight: Tensor, onto: Tensor | None = None, *, factor: float = 1
+    ) -> Tensor:
+        """Gradient of ``weight``."""
+        ...
+
+    def block(self, weight: Tensor, side: Side) -> Tensor:
+        """The weight of the real layer of four times the width, from that of quaternions ``(4, ...)``."""
+        ...
+
+    def block_vjp(self, grad: Tensor, side: Side) -> Tensor:
+        """The gradient of the weight of quaternions for that of :meth:`block`."""
+        ...
+
+    def gather(self, x: Tensor, *, back: bool = False) -> Tensor:
+        """The features ``(batch, 4N, ...)`` in the order that the layer :meth:`block` wants, and ``back``."""
+        ...
+
+    def gains(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether fast8 is faster than block for these shapes."""
+        ...
+
+
+def quaternion_product(
+    x: Tensor, weight: Tensor, product: RealProduct, side: Side = "left", algorithm: Algorithm = "auto"
+) -> Tensor:
+    """A layer of Hamilton products, differentiable any number of times.
+
+    Args:
+        x: ``(batch, 4N, ...)``, component-major.
+        weight: ``(4, ...)``, four weights of ``product``.
+        product: The real layer.
+        side: Of the weights.
+        algorithm: ``'auto'``, ``'block'`` or ``'fast8'``.
+
+    Returns:
+        ``(batch, 4M, ...)``.
+
+    Raises:
+        ValueError: Input and weight are of different types.
+    """
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x is {x.dtype}, but weight {weight.dtype}: convert one of them")
+    if _chosen(algorithm, x, weight, product) == "block":
+        return product.gather(product.forward(product.gather(x), product.block(weight, side)), back=True)
+    if torch.compiler.is_compiling():
+        return fast8(x, weight, product, side)
+    if not torch.is_grad_enabled():
+        return _fast8(x, weight, transformed(weight), product, side)
+    return _Fast8.apply(x, weight, product, side)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def quaternion_product_vjp(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    product: RealProduct,
+    side: Side = "left",
+    algorithm: Algorithm = "auto",
+    wanted: Sequence[bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``x`` and ``weight`` of :func:`quaternion_product` for ``grad``, None where not ``wanted``."""
+    if _chosen(algorithm, x, weight, product) == "fast8":
+        return _fast8_vjp(grad, x, weight, transformed(weight), product, side, wanted)
+    grad, gathered, block = product.gather(grad), product.gather(x), product.block(weight, side)
+    grad_x = product.gather(product.input_grad(grad, gathered, block), back=True) if wanted[0] else None
+    grad_weight = product.block_vjp(product.weight_grad(grad, gathered, block), side) if wanted[1] else None
+    return grad_x, grad_weight
+
+
+def check_options(side: str, algorithm: str) -> None:
+    """Refuse what is no side or no algorithm.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    for name, value, choices in (("side", side, get_args(Side)), ("algorithm", algorithm, get_args(Algorithm))):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def _chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduct) -> str:
+    if algorithm == "block" or not len(x):
+        return "block"
+    # With autocast, the products are taken in half precision whatever the inputs' type.
+    wide = x.dtype in _WIDE and not torch.is_autocast_enabled(x.device.type)
+    if algorithm == "fast8":
+        return "fast8" if wide else _fall_back(x.dtype)
+    return "fast8" if wide and x.device.type == "cpu" and product.gains(x, weight) else "block"
+
+
+@cache
+def _fall_back(dtype: torch.dtype) -> str:
+    warnings.warn(
+        f"algorithm='fast8' adds up four components before it multiplies, which costs {dtype} under autocast or by "
+        "itself half of its digits: algorithm='block' is taken instead",
+        stacklevel=2,
+    )
+    return "block"
+
+
+def hamilton_block(weight: Tensor, side: Side = "left") -> Tensor:
+    """The real matrix of a layer of Hamilton products.
+
+    Args:
+        weight: ``(4, M, N, ...)``: component, output, input, and a kernel's dimensions.
+        side: Of the weights.
+
+    Returns:
+        ``(4M, 4N, ...)``, which maps component-major features to component-major features.
+    """
+    parts = weight.unbind(0)
+    negative = [-part for part in parts]
+    signs = _SIGNS[side]
+    rows = [
+        torch.cat([parts[p ^ c] if signs[p][c] > 0 else negative[p ^ c] for c in range(4)], dim=1) for p in range(4)
+    ]
+    return torch.cat(rows, dim=0)
+
+
+def hamilton_block_vjp(grad: Tensor, side: Side = "left") -> Tensor:
+    """Gradient of the weight ``(4, M, N, ...)`` for that of its :func:`hamilton_block` ``(4M, 4N, ...)``."""
+    blocks = torch.unflatten(torch.unflatten(grad, 1, (4, -1)), 0, (4, -1))
+    signs = _SIGNS[side]
+    return torch.stack([sum(signs[p][p ^ k] * blocks[p, :, p ^ k] for p in range(4)) for k in range(4)])  # type: ignore[misc]
+
+
+def hadamard(parts: Sequence[Tensor], out: Sequence[Tensor | None] = (None,) * 4) -> tuple[Tensor, ...]:
+    """``Had``, over four tensors of one shape, into four of ``out`` if they are given; four times its own inverse."""
+    first, second, third, fourth = parts
+    s, d = first + second, first - second
+    t, u = third + fourth, third - fourth
+    return (
+        torch.add(s, t, out=out[0]),
+        torch.add(d, u, out=out[1]),
+        torch.sub(s, t, out=out[2]),
+        torch.sub(d, u, out=out[3]),
+    )
+
+
+def transformed(weight: Tensor) -> Tensor:
+    """``Had(w) / 4`` of a weight ``(4, ...)``, which both passes use."""
+    return torch.stack(hadamard((weight / 4).unbind(0)))
+
+
+def fast8(x: Tensor, weight: Tensor, product: RealProduct, side: Side = "left") -> Tensor:
+    """The algorithm, to be read, compiled and differentiated: see the head of this file."""
+    parts = _parts(x)
+    k = hadamard([product.forward(a, w) for a, w in zip(hadamard(parts), transformed(weight), strict=True)])
+    twice = [2 * product.forward(parts[q], weight[p]) for p, q in _CORRECTIONS[side]]
+    return torch.cat([twice[0] - k[0], k[1] - twice[1], k[2] - twice[2], k[3] - twice[3]], dim=1)
+
+
+class _Fast8(torch.autograd.Function):
+    """:func:`fast8` with as few passes over memory as there can be."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, product: RealProduct, side: Side) -> Tensor:
+        return _fast8(x, weight, transformed(weight), product, side)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.product, ctx.side = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        if not torch.is_grad_enabled():
+            return *_fast8_vjp(grad, x, weight, transformed(weight), ctx.product, ctx.side, wanted), None, None
+        y = fast8(x, weight, ctx.product, ctx.side)
+        sources = [t for t, needed in zip((x, weight), wanted, strict=True) if needed]
+        grads = iter(torch.autograd.grad(y, sources, grad, create_graph=True))
+        return *(next(grads) if needed else None for needed in wanted), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, weight: Tensor | None, *_: None) -> Tensor:
+        x0, weight0 = ctx.saved_tensors
+        parts = [] if x is None else [fast8(x, weight0, ctx.product, ctx.side)]
+        parts += [] if weight is None else [fast8(x0, weight, ctx.product, ctx.side)]
+        return sum(parts[1:], parts[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, product: RealProduct, side: Side) -> Any:
+        run = torch.vmap(lambda a, w: fast8(a, w, product, side), in_dims=in_dims[:2], randomness=info.randomness)
+        return run(x, weight), 0
+
+
+def _fast8(x: Tensor, weight: Tensor, weight_had: Tensor, product: RealProduct, side: Side) -> Tensor:
+    y = None
+    for first in range(0, len(x), product.chunk):
+        here = slice(first, first + product.chunk)
+        parts = _parts(x[here])
+        sums = [product.forward(a, w) for a, w in zip(hadamard(parts), weight_had, strict=True)]
+        if y is None:
+            y = x.new_empty(len(x), 4, *sums[0].shape[1:])
+        out = y[here].unbind(1)
+        hadamard(sums, out)
+        for c, (p, q) in enumerate(_CORRECTIONS[side]):
+            product.forward(parts[q], weight[p], onto=out[c], **({"factor": -2} if c else {"factor": 2, "keep": -1}))
+    assert y is not None
+    return y.flatten(1, 2)
+
+
+def _fast8_vjp(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    weight_had: Tensor,
+    product: RealProduct,
+    side: Side,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The transposed algorithm, once for the input and once for the weight."""
+    grad_x = torch.empty_like(x) if wanted[0] else None
+    sums, corrections = (torch.zeros_like(weight) if wanted[1] else None for _ in range(2))
+    for first in range(0, len(x), product.chunk):
+        here = slice(first, first + product.chunk)
+        grads, parts = _parts(grad[here]), _parts(x[here])
+        grads_had = hadamard((-grads[0], *grads[1:]))
+        if grad_x is not None:
+            out = _parts(grad_x[here])
+            pairs = zip(grads_had, weight_had, strict=True)
+            hadamard([product.input_grad(g, parts[0], w) for g, w in pairs], out)
+            for c, (p, q) in enumerate(_CORRECTIONS[side]):
+                product.input_grad(grads[c], parts[q], weight[p], onto=out[q], factor=-2 if c else 2)
+        if sums is not None and corrections is not None:
+            for h, part in enumerate(hadamard(parts)):
+                product.weight_grad(grads_had[h], part, weight[h], onto=sums[h])
+            for c, (p, q) in enumerate(_CORRECTIONS[side]):
+                product.weight_grad(grads[c], parts[q], weight[p], onto=corrections[p], factor=-2 if c else 2)
+    if sums is None or corrections is None:
+        return grad_x, None
+    return grad_x, corrections.add_(torch.stack(hadamard(sums.unbind(0))), alpha=0.25)
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    return torch.unflatten(x, 1, (4, -1)).unbind(1)

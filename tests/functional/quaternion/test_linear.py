@@ -1,0 +1,208 @@
+"""Layers of Hamilton products: every algorithm is the sum of the products, forwards, backwards and again."""
+
+import warnings
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from lightning_nobp.functional.quaternion import (
+    conjugate,
+    hamilton_block,
+    hamilton_product,
+    pack,
+    products,
+    quaternion_linear,
+    quaternion_linear_vjp,
+    unpack,
+)
+from lightning_nobp.functional.quaternion.linear import PRODUCT
+from lightning_nobp.functional.quaternion.products import fast8
+
+SIDES, ALGORITHMS = ["left", "right"], ["block", "fast8"]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def one_by_one(x, weight, side):
+    """The definition: a Hamilton product for every pair of input and output."""
+    q, w = unpack(x).unsqueeze(-3), weight.movedim(0, -1)
+    products = hamilton_product(w, q) if side == "left" else hamilton_product(q, w)
+    return pack(products.sum(-2))
+
+
+@pytest.fixture
+def x():
+    return draw(7, 20, seed=1)
+
+
+@pytest.fixture
+def weight():
+    return draw(4, 3, 5, seed=2)
+
+
+@pytest.fixture
+def bias():
+    return draw(12, seed=3)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_layer_sums_hamilton_products(x, weight, bias, side, algorithm):
+    y = quaternion_linear(x, weight, bias, side, algorithm)
+    assert (y - one_by_one(x, weight, side) - bias).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_samples_beyond_one_chunk_are_as_those_of_the_first(weight, side, algorithm):
+    x = draw(2 * PRODUCT.chunk + 3, 20)
+    grad = draw(len(x), 12, seed=4)
+    y = quaternion_linear(x, weight, None, side, algorithm)
+    assert (y - one_by_one(x, weight, side)).abs().max() < 2e-14
+    found = quaternion_linear_vjp(grad, x, weight, side=side, algorithm=algorithm)
+    block = hamilton_block(weight, side)
+    assert (found[0] - grad @ block).abs().max() < 2e-14
+    assert (found[1] - products.hamilton_block_vjp(grad.t() @ x, side)).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("shape", [(20,), (2, 20), (2, 3, 20), (0, 20)])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_inputs_have_any_number_of_dimensions(weight, bias, shape, algorithm):
+    x = draw(*shape)
+    y = quaternion_linear(x, weight, bias, algorithm=algorithm)
+    assert y.shape == (*shape[:-1], 12)
+    assert torch.allclose(y, one_by_one(x, weight, "left") + bias, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_way_back_is_that_of_the_ghr_calculus(x, weight, side):
+    grad = draw(7, 12, seed=4)
+    grad_x, grad_weight = quaternion_linear_vjp(grad, x, weight, side=side)
+    g, a, w = unpack(grad).unsqueeze(-2), unpack(x).unsqueeze(-3), weight.movedim(0, -1)
+    if side == "left":
+        to_input, to_weight = hamilton_product(conjugate(w), g), hamilton_product(g, conjugate(a))
+    else:
+        to_input, to_weight = hamilton_product(g, conjugate(w)), hamilton_product(conjugate(a), g)
+    assert (grad_x - pack(to_input.sum(-3))).abs().max() < 1e-14
+    assert (grad_weight.movedim(0, -1) - to_weight.sum(0)).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_explicit_way_back_is_autograds(x, weight, side, algorithm):
+    grad = draw(7, 12, seed=4)
+    x.requires_grad_(), weight.requires_grad_()
+    expected = torch.autograd.grad(quaternion_linear(x, weight, None, side, "block"), (x, weight), grad)
+    explicit = quaternion_linear_vjp(grad, x, weight, side=side, algorithm=algorithm)
+    automatic = torch.autograd.grad(quaternion_linear(x, weight, None, side, algorithm), (x, weight), grad)
+    for found in (explicit, automatic):
+        for actual, wanted in zip(found, expected, strict=True):
+            assert (actual - wanted).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_derivatives_of_both_modes_and_second_ones(x, weight, bias, side, algorithm):
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    layer = lambda *inputs: quaternion_linear(*inputs, side, algorithm)  # noqa: E731
+    assert gradcheck(layer, inputs, check_forward_ad=True)
+    assert gradgradcheck(layer, inputs)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_only_what_is_needed_is_computed(x, weight, side, wanted):
+    grad = draw(7, 12, seed=4)
+    whole = quaternion_linear_vjp(grad, x, weight, side=side, algorithm="fast8")
+    for algorithm in ALGORITHMS:
+        options = {"needs_input_grad": wanted[0], "needs_weight_grad": wanted[1]}
+        found = quaternion_linear_vjp(grad, x, weight, side=side, algorithm=algorithm, **options)
+        for part, entire, needed in zip(found, whole, wanted, strict=True):
+            assert part is None if not needed else (part - entire).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_functions_of_functions(x, weight, algorithm):
+    weights = draw(6, 4, 3, 5, seed=5)
+    layer = lambda x, w: quaternion_linear(x, w, algorithm=algorithm)  # noqa: E731
+    each = torch.stack([layer(x, w) for w in weights])
+    assert (torch.func.vmap(layer, in_dims=(None, 0))(x, weights) - each).abs().max() < 1e-14
+    tangent = draw(4, 3, 5, seed=6)
+    _, forward = torch.func.jvp(lambda w: layer(x, w), (weight,), (tangent,))
+    assert (forward - layer(x, tangent)).abs().max() < 1e-14
+
+
+def test_the_readable_algorithm_is_the_fast_one(x, weight):
+    for side in SIDES:
+        fast = quaternion_linear(x, weight, None, side, "fast8")
+        assert (fast8(x, weight, PRODUCT, side) - fast).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_in_float32_both_algorithms_round_alike(width):
+    x, weight = draw(64, 4 * width).float(), draw(4, width, width, seed=2).float()
+    exact = quaternion_linear(x.double(), weight.double())
+    for algorithm in ALGORITHMS:
+        error = (quaternion_linear(x, weight, algorithm=algorithm) - exact).norm() / exact.norm()
+        assert error < 1e-6
+
+
+def test_auto_takes_the_fast_algorithm_where_it_gains(monkeypatch):
+    taken = []
+    monkeypatch.setattr(products, "_fast8", lambda x, *_: taken.append(len(x)) or x)
+    with torch.no_grad():
+        for width, batch in ((64, 64), (128, 8), (64, 32), (32, 1024), (128, 4)):
+            quaternion_linear(torch.zeros(batch, 4 * width), torch.zeros(4, width, width))
+        quaternion_linear(torch.zeros(64, 256, dtype=torch.bfloat16), torch.zeros(4, 64, 64, dtype=torch.bfloat16))
+    assert taken == [64, 8]
+
+
+def test_half_precision_takes_block_with_the_reason():
+    products._fall_back.cache_clear()
+    x, weight = torch.randn(4, 8).bfloat16(), torch.randn(4, 2, 2).bfloat16()
+    with pytest.warns(UserWarning, match="algorithm='block' is taken instead"):
+        y = quaternion_linear(x, weight, algorithm="fast8")
+    assert torch.equal(y, quaternion_linear(x, weight, algorithm="block"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quaternion_linear(x, weight, algorithm="fast8")
+
+
+def test_under_autocast_products_are_taken_in_half_precision():
+    x, weight = torch.randn(64, 256), torch.randn(4, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = quaternion_linear(x, weight)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - quaternion_linear(x, weight)).norm() < 0.02 * y.float().norm()
+
+
+def test_a_compiled_layer_is_the_same_layer(x, weight):
+    layer = torch.compile(lambda x, w: quaternion_linear(x, w, algorithm="fast8"), backend="aot_eager", fullgraph=True)
+    leaf = weight.clone().requires_grad_()
+    layer(x, leaf).square().sum().backward()
+    weight.requires_grad_()
+    quaternion_linear(x, weight).square().sum().backward()
+    assert (leaf.grad - weight.grad).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 18)}, "x has 18 features: quaternions take four each"),
+        ({"x": torch.zeros(2, 16)}, r"x has 16 features, 4 quaternions: weight of shape \(4, 3, 5\) takes 5"),
+        ({"x": torch.zeros(())}, r"takes \(\.\.\., 4N\)"),
+        ({"weight": torch.zeros(3, 3, 5)}, r"weight of shape \(3, 3, 5\) is not \(4, M, N\)"),
+        ({"weight": torch.zeros(12, 20)}, r"weight of shape \(12, 20\) is not \(4, M, N\)"),
+        ({"bias": torch.zeros(3)}, r"bias of shape \(3,\) does not fit 3 quaternions: give \(12,\)"),
+        ({"side": "both"}, "side='both' is not one of 'left', 'right'"),
+        ({"algorithm": "fast7"}, "algorithm='fast7' is not one of 'auto', 'block', 'fast8'"),
+        ({"x": torch.zeros(2, 20, dtype=torch.float64)}, "x is torch.float64, but weight torch.float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    arguments = {"x": torch.zeros(2, 20), "weight": torch.zeros(4, 3, 5), "bias": torch.zeros(12)} | change
+    with pytest.raises(ValueError, match=message):
+        quaternion_linear(**arguments)
