@@ -71,4 +71,6 @@ DATA_MODULES = (
     "CIFAR100DataModule",
     "TinyImageNetDataModule",
     "ImageFolderDataModule",
+    "AttitudeDataModule",
+    "GrayToColourDataModule",
 )

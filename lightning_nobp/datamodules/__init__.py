@@ -1,8 +1,10 @@
-"""Data modules: labelled images in batches, for any rule."""
+"""Data modules: labelled images in batches, for any rule; and a few other tasks."""
 
+from lightning_nobp.datamodules.attitude import AttitudeDataModule
 from lightning_nobp.datamodules.base import ImageDataModule
 from lightning_nobp.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from lightning_nobp.datamodules.digits import DigitsDataModule
+from lightning_nobp.datamodules.gray_to_colour import GrayToColourDataModule
 from lightning_nobp.datamodules.image_folder import ImageFolderDataModule
 from lightning_nobp.datamodules.mnist import FashionMNISTDataModule, MNISTDataModule
 from lightning_nobp.datamodules.nist7x7 import NIST7x7DataModule
@@ -10,10 +12,12 @@ from lightning_nobp.datamodules.parity import ParityDataModule, XORDataModule
 from lightning_nobp.datamodules.tiny_imagenet import TinyImageNetDataModule
 
 __all__ = [
+    "AttitudeDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "GrayToColourDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",

@@ -43,6 +43,16 @@ def stratified_split(labels: Tensor, size: int | float, seed: int, name: str) ->
     return torch.from_numpy(chosen).sort().values, torch.from_numpy(rest).sort().values
 
 
+def check_size(size: int | float, name: str) -> None:
+    """Refuse what can be neither a number of samples nor a fraction.
+
+    Raises:
+        ValueError: It is negative, or a fraction above 1.
+    """
+    if not size >= 0 or (isinstance(size, float) and size > 1):
+        raise ValueError(f"{name}={size} must be a number of samples, or a fraction from 0.0 to 1.0")
+
+
 def num_chosen(size: int | float, total: int, name: str) -> int:
     """``size`` as a number of samples.
 

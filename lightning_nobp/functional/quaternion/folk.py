@@ -24,9 +24,9 @@ def folk_product_vjp(
 ) -> tuple[Tensor, Tensor]:
     """What a folk rule takes for the gradients of input and weight of a layer of Hamilton products.
 
-    With the naive derivative ``D(w x)/Dx = -2 w`` and ``D(w x)/Dw = -2 x*``, so that ``-2 g w`` goes back where ``w* g``
-    should, and the weight gets ``-2 g x*``; ``'naive_neg'`` leaves out the minus signs. ``'noconj'`` descends along
-    ``dL/dw`` rather than ``dL/dw*``. ``'truncated'`` is right here, where a layer is linear, and wrong behind it.
+    With the naive derivative ``D(w x)/Dx = -2 w`` and ``D(w x)/Dw = -2 x*``, so that ``-2 g w`` goes back where
+    ``w* g`` should, and the weight gets ``-2 g x*``; ``'naive_neg'`` steps the other way. ``'noconj'`` descends
+    along ``dL/dw`` rather than ``dL/dw*``. ``'truncated'`` is right here, where a layer is linear, and wrong behind it.
 
     Args:
         grad: ``(batch, 4M, ...)``.
@@ -44,7 +44,6 @@ def folk_product_vjp(
         assert grad_x is not None
         assert grad_weight is not None
         return grad_x, conjugate(grad_weight, dim=0) if rule == "noconj" else grad_weight
-    factor = -2.0 if rule == "naive" else 2.0
     if side == "left":
         # g w is the right product's way back with a conjugated weight.
         grad_x, _ = quaternion_product_vjp(grad, x, conjugate(weight, dim=0), product, "right", wanted=(True, False))
@@ -55,7 +54,7 @@ def folk_product_vjp(
         _, grad_weight = quaternion_product_vjp(grad, conjugated, weight, product, "left", wanted=(False, True))
     assert grad_x is not None
     assert grad_weight is not None
-    return factor * grad_x, factor * grad_weight
+    return -2 * grad_x, (2 if rule == "naive_neg" else -2) * grad_weight
 
 
 def folk_bias_vjp(grad: Tensor, rule: FolkRule) -> Tensor:

@@ -20,7 +20,7 @@ from lightning_nobp.functional.quaternion import (
     unpack,
 )
 
-ONE, I, J, K = torch.eye(4, dtype=torch.float64)
+ONE, EI, EJ, EK = torch.eye(4, dtype=torch.float64)
 
 
 def draw(*shape, seed=0):
@@ -41,7 +41,7 @@ def close(a, b, tolerance=1e-14):
     return (a - b).abs().max() <= tolerance
 
 
-@pytest.mark.parametrize(("first", "second", "product"), [(I, J, K), (J, K, I), (K, I, J)])
+@pytest.mark.parametrize(("first", "second", "product"), [(EI, EJ, EK), (EJ, EK, EI), (EK, EI, EJ)])
 def test_the_units_multiply_as_hamilton_carved(first, second, product):
     assert torch.equal(hamilton_product(first, second), product)
     assert torch.equal(hamilton_product(second, first), -product)
@@ -74,7 +74,7 @@ def test_components_may_lie_along_any_dimension(p, q, dim):
 
 
 def test_products_broadcast(p):
-    assert torch.equal(hamilton_product(I, p), hamilton_product(I.expand(50, 4), p))
+    assert torch.equal(hamilton_product(EI, p), hamilton_product(EI.expand(50, 4), p))
 
 
 def test_exp_is_its_power_series(q):
@@ -98,7 +98,7 @@ def test_exp_undoes_log(q):
 def test_log_is_exact_beside_the_real_axis():
     tiny = torch.tensor([1.0, 1e-12, -2e-12, 0.0], dtype=torch.float64)
     assert close(log(tiny)[1:], tiny[1:], 1e-24)
-    assert close(log(torch.tensor([-2.0, 0.0, 0.0, 0.0], dtype=torch.float64)), math.log(2) * ONE + math.pi * I)
+    assert close(log(torch.tensor([-2.0, 0.0, 0.0, 0.0], dtype=torch.float64)), math.log(2) * ONE + math.pi * EI)
 
 
 @pytest.mark.parametrize("function", [exp, log, normalize, inverse])
@@ -127,7 +127,7 @@ def test_log_has_finite_gradients_on_the_positive_real_axis():
 def test_a_rotation_turns_the_imaginary_part_by_twice_the_angle():
     mu = torch.tensor([math.cos(0.3), 0, 0, math.sin(0.3)], dtype=torch.float64)
     turned = torch.tensor([0, math.cos(0.6), math.sin(0.6), 0], dtype=torch.float64)
-    assert close(rotate(I, 5 * mu), turned)
+    assert close(rotate(EI, 5 * mu), turned)
 
 
 def test_a_rotation_keeps_products(p, q):

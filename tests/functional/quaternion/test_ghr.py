@@ -13,7 +13,7 @@ from lightning_nobp.functional.quaternion import (
     rotate,
 )
 
-ONE, I, J, K = torch.eye(4, dtype=torch.float64)
+ONE, EI, EJ, EK = torch.eye(4, dtype=torch.float64)
 
 
 def draw(*shape, seed=0):
@@ -94,7 +94,7 @@ def test_right_product_rule(q, mu, conj):
 def test_chain_rule_of_four_terms(q, mu, side):
     composed = ghr_derivative(lambda q: f(g(q)), q, mu, side=side)
     total, terms = torch.zeros_like(q), []
-    for nu in (ONE, I, J, K):
+    for nu in (ONE, EI, EJ, EK):
         outer = ghr_derivative(f, g(q), nu, side=side)
         inner = ghr_derivative(lambda q, nu=nu: rotate(g(q), nu), q, mu, side=side)
         terms.append(hamilton_product(outer, inner) if side == "left" else hamilton_product(inner, outer))
