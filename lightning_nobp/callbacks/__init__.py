@@ -1,9 +1,12 @@
 """Lightning callbacks: figures, alignment with backpropagation, layers, hardware, masks, summaries, predictions."""
 
+from lightning_nobp.callbacks.attitude_error import AttitudeError
+from lightning_nobp.callbacks.colour_grid import ColourGrid
 from lightning_nobp.callbacks.depth_curve import DepthCurve
 from lightning_nobp.callbacks.figures import LogFigures
 from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
+from lightning_nobp.callbacks.ghr_gradient_check import GHRGradientCheck
 from lightning_nobp.callbacks.gradient_alignment import GradientAlignment
 from lightning_nobp.callbacks.hardware_clock import PLATFORMS, HardwareClock, Platform
 from lightning_nobp.callbacks.hardware_noise import HardwareNoise
@@ -17,9 +20,12 @@ from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 
 __all__ = [
     "PLATFORMS",
+    "AttitudeError",
+    "ColourGrid",
     "DepthCurve",
     "FilterFigure",
     "FitSummary",
+    "GHRGradientCheck",
     "GradientAlignment",
     "HardwareClock",
     "HardwareNoise",

@@ -1,6 +1,7 @@
 """The angle between a rule's gradient and backpropagation's."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,16 +78,19 @@ class GradientAlignment(Callback):
             )
             self._comparable = False
             return
+        self._report(trainer, pl_module, list(named), written, references)
+
+    def _report(
+        self, trainer: Trainer, rule: LearningRule, names: list[str], written: list[Tensor], references: list[Tensor]
+    ) -> None:
+        """Log how the gradient that was written compares with backpropagation's."""
         result = gradient_alignment(written, references)
         self.cosines.append(float(result.cosine))
         values = {"alignment/cosine": result.cosine, "alignment/norm_ratio": result.norm_ratio}
         if self.per_parameter:
-            for name, cosine, ratio in zip(named, result.cosines, result.norm_ratios, strict=True):
+            for name, cosine, ratio in zip(names, result.cosines, result.norm_ratios, strict=True):
                 values |= {f"alignment/cosine/{name}": cosine, f"alignment/norm_ratio/{name}": ratio}
-        # Straight to the loggers: pl_module.log would keep them only if this step were one of the logged ones.
-        for logger in trainer.loggers:
-            step = trainer.fit_loop.total_batch_idx
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+        log_now(trainer, values)
 
     def _backprop(self, rule: LearningRule, parameters: list[Tensor], pending: list[_Pending]) -> list[Tensor] | None:
         """Backpropagation's gradient of the joined batches, averaged over ranks."""
@@ -108,6 +112,13 @@ class GradientAlignment(Callback):
             _put(rule, after)
             restore_random_state(before)
         return average_gradients([s / samples for s in sums], samples)
+
+
+def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
+    """Hand values straight to the loggers: ``pl_module.log`` keeps those of a step alone that is one of the logged."""
+    for logger in trainer.loggers:
+        step = trainer.fit_loop.total_batch_idx
+        logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
 
 
 @torch.no_grad()

@@ -44,6 +44,12 @@ RULES = (
         "SparseProp: Efficient Sparse Backpropagation for Faster Training of ... (arXiv 2302.04852)",
     ),
     RuleEntry(
+        "QuaternionBackprop",
+        "lightning_nobp.rules.QuaternionBackprop",
+        "backpropagation through quaternions by the GHR calculus",
+        "Quaternion Backpropagation (arXiv 2212.13082)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -57,7 +63,20 @@ RULES = (
     ),
 )
 
-NETWORKS = ("CNN", "MLP", "ForwardForwardCNN", "ForwardForwardMLP", "HashingNetwork", "ResCNet", "ResNet", "SigmoidMLP")
+NETWORKS = (
+    "CNN",
+    "MLP",
+    "EquivariantMLP",
+    "ForwardForwardCNN",
+    "ForwardForwardMLP",
+    "HashingNetwork",
+    "QuaternionAutoencoder",
+    "QuaternionCNN",
+    "QuaternionMLP",
+    "ResCNet",
+    "ResNet",
+    "SigmoidMLP",
+)
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (

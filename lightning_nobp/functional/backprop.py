@@ -107,6 +107,11 @@ def tanh_vjp(grad: Tensor, y: Tensor) -> Tensor:
     return grad - grad * y * y
 
 
+def hardtanh_vjp(grad: Tensor, x: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """Gradient through ``y = max(low, min(x, high))``: ``grad`` where ``x`` lies between the two."""
+    return torch.ops.aten.hardtanh_backward(grad, x, low, high)  # type: ignore[no-any-return]
+
+
 def gelu_vjp(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
     """Gradient through ``gelu(x) = x Phi(x)``, written over ``grad``: ``grad * (Phi(x) + x phi(x))``.
 

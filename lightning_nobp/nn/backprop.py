@@ -344,6 +344,13 @@ def _tanh(layer: nn.Tanh, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pu
     return y, lambda grad: formulas.tanh_vjp(grad, y)
 
 
+@register_vjp(nn.Hardtanh)
+def _hardtanh(layer: nn.Hardtanh, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
+    low, high = float(layer.min_val), float(layer.max_val)
+    # Not in place, even if the layer would be: the layer before may have kept x.
+    return F.hardtanh(x, low, high), lambda grad: formulas.hardtanh_vjp(grad, x, low, high)
+
+
 @register_vjp(TwoClasses)
 def _two_classes(layer: TwoClasses, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     return layer(x), lambda grad: grad[:, 1:] - grad[:, :1]

@@ -23,13 +23,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def _activation(name: str) -> nn.Module:
+def activation_layer(name: str) -> nn.Module:
+    """One of :data:`ACTIVATIONS`.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
-class _Preset(nn.Sequential):
+class Preset(nn.Sequential):
     """A sequence whose constructor takes something else than its layers."""
 
     def __getitem__(self, index: slice | int) -> Any:
@@ -37,7 +42,7 @@ class _Preset(nn.Sequential):
         return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
-class MLP(_Preset):
+class MLP(Preset):
     """A multilayer perceptron on flattened inputs.
 
     Args:
@@ -67,7 +72,7 @@ class MLP(_Preset):
             layers.append(nn.Linear(width, hidden))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(hidden))
-            layers.append(_activation(activation))
+            layers.append(activation_layer(activation))
             if dropout:
                 layers.append(nn.Dropout(dropout))
             width = hidden
@@ -78,7 +83,7 @@ class MLP(_Preset):
         self.batch_norm, self.dropout = batch_norm, dropout
 
 
-class CNN(_Preset):
+class CNN(Preset):
     """A small convolutional network: 3x3 convolutions, each halved by a 2x2 maximum, then a hidden layer.
 
     Args:
@@ -117,13 +122,13 @@ class CNN(_Preset):
             layers.append(nn.Conv2d(width, out, kernel_size=3, padding=1))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(out))
-            layers += [_activation(activation), nn.MaxPool2d(2)]
+            layers += [activation_layer(activation), nn.MaxPool2d(2)]
             width = out
         flat = width * (height // shrink) * (breadth // shrink)
         layers += [nn.Flatten(), nn.Linear(flat, hidden_dim)]
         if batch_norm:
             layers.append(nn.BatchNorm1d(hidden_dim))
-        layers.append(_activation(activation))
+        layers.append(activation_layer(activation))
         if dropout:
             layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(hidden_dim, num_classes))
@@ -144,7 +149,7 @@ class TwoClasses(nn.Module):
         return torch.cat([1 - y, y], dim=-1)
 
 
-class SigmoidMLP(_Preset):
+class SigmoidMLP(Preset):
     """A perceptron of sigmoid units throughout, its outputs too, as small hardware has; one output for two classes.
 
     Args:

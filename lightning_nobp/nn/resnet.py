@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lightning_nobp.nn.networks import _Preset
+from lightning_nobp.nn.networks import Preset
 from lightning_nobp.nn.residual import Residual
 
 
-class ResNet(_Preset):
+class ResNet(Preset):
     """A residual network with a 3x3 stem: stages of basic blocks, each stage but the first at half the resolution.
 
     The default is ResNet-18 as it is used for images of 32 x 32 pixels.

@@ -7,6 +7,7 @@ from lightning_nobp.rules.closed_form import ClosedFormRule
 from lightning_nobp.rules.forward_forward import ForwardForward, SymBa
 from lightning_nobp.rules.mgd import MultiplexedGradientDescent
 from lightning_nobp.rules.pcanet import PCANet
+from lightning_nobp.rules.quaternion import QuaternionBackprop
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 from lightning_nobp.rules.sparseprop import SparseProp
 
@@ -18,6 +19,7 @@ __all__ = [
     "LearningRule",
     "MultiplexedGradientDescent",
     "PCANet",
+    "QuaternionBackprop",
     "ResidualCompensation",
     "SparseProp",
     "SymBa",

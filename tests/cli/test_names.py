@@ -51,7 +51,7 @@ def test_patterns_name_recipes_once_and_no_loggers():
         (["copy", "digit/backprop", "mine.yaml"], "'digit/backprop'; did you mean digits/backprop"),
         (["compare", "digits/backprob"], "'digits/backprob'; did you mean digits/backprop"),
         (["list", "digts/backprop"], "'digts/backprop'; did you mean digits/backprop"),
-        ([*DIGITS, "--model=Backprob"], "--model=Backprob: no such class; did you mean Backprop?"),
+        ([*DIGITS, "--model=Backprob"], "--model=Backprob: no such class; did you mean Backprop"),
         (
             [*DIGITS, "--data", "DigitDataModule"],
             "--data=DigitDataModule: no such class; did you mean DigitsDataModule",

@@ -165,7 +165,8 @@ def norm_gate_vjp(
         dim: Where the components lie.
 
     Returns:
-        The gradient of ``q``, and those of slope and shift at every quaternion: one component along ``dim``, not summed.
+        The gradient of ``q``, and those of slope and shift at every quaternion, one component along ``dim``, not
+        summed.
     """
     wide, g = _wide(q), _wide(grad)
     length, is_zero = _length(wide, dim)
@@ -272,7 +273,7 @@ class _Polar(NamedTuple):
 
 def _polar(q: Tensor, dim: int) -> _Polar:
     length, is_zero = _length(q, dim)
-    cosine, imaginary = torch.split(_unit(q, length, is_zero), [1, 3], dim)  # type: ignore[no-untyped-call]
+    cosine, imaginary = torch.split(_unit(q, length, is_zero), [1, 3], dim)
     sine = torch.linalg.vector_norm(imaginary, dim=dim, keepdim=True)
     is_real = sine <= torch.finfo(q.dtype).eps
     sine = torch.where(is_real, torch.ones_like(sine), sine)
@@ -297,7 +298,7 @@ def _turn_vjp(grad: Tensor, q: Tensor, dim: int, angles: _Angles, slope: Callabl
     new_cosine, new_sine = _turned(polar, angles)
     sine = torch.where(polar.is_real, torch.zeros_like(polar.sine), polar.sine)
     axis = torch.where(polar.is_real, torch.zeros_like(polar.imaginary), polar.imaginary / polar.sine)
-    real, imaginary = torch.split(_wide(grad), [1, 3], dim)  # type: ignore[no-untyped-call]
+    real, imaginary = torch.split(_wide(grad), [1, 3], dim)
     along = (imaginary * axis).sum(dim, keepdim=True)
     radial = real * new_cosine + along * new_sine
     turn = slope(polar.cosine, polar.sine) * (along * new_cosine - real * new_sine)

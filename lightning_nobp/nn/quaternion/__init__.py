@@ -1,0 +1,52 @@
+"""Layers and networks of quaternions."""
+
+from lightning_nobp.nn.quaternion.activations import Cardioid, MagnitudeTanh, ModReLU, NormGate, PhaseSin, PhaseTanh
+from lightning_nobp.nn.quaternion.adam import QuaternionAdam, quaternion_parameters
+from lightning_nobp.nn.quaternion.conversion import from_component_weights, to_quaternion
+from lightning_nobp.nn.quaternion.convolution import (
+    QuaternionConv1d,
+    QuaternionConv2d,
+    QuaternionConv3d,
+    QuaternionConvTranspose1d,
+    QuaternionConvTranspose2d,
+    QuaternionConvTranspose3d,
+)
+from lightning_nobp.nn.quaternion.dropout import QuaternionDropout, QuaternionDropout2d
+from lightning_nobp.nn.quaternion.encoding import ColourToQuaternions, PatchesToQuaternions, QuaternionsToReal
+from lightning_nobp.nn.quaternion.init import quaternion_init_
+from lightning_nobp.nn.quaternion.linear import QuaternionLinear
+from lightning_nobp.nn.quaternion.networks import EquivariantMLP, QuaternionAutoencoder, QuaternionCNN, QuaternionMLP
+from lightning_nobp.nn.quaternion.normalisation import QuaternionBatchNorm
+from lightning_nobp.nn.quaternion.pooling import QuaternionMaxPool2d
+
+__all__ = [
+    "Cardioid",
+    "ColourToQuaternions",
+    "EquivariantMLP",
+    "MagnitudeTanh",
+    "ModReLU",
+    "NormGate",
+    "PatchesToQuaternions",
+    "PhaseSin",
+    "PhaseTanh",
+    "QuaternionAdam",
+    "QuaternionAutoencoder",
+    "QuaternionBatchNorm",
+    "QuaternionCNN",
+    "QuaternionConv1d",
+    "QuaternionConv2d",
+    "QuaternionConv3d",
+    "QuaternionConvTranspose1d",
+    "QuaternionConvTranspose2d",
+    "QuaternionConvTranspose3d",
+    "QuaternionDropout",
+    "QuaternionDropout2d",
+    "QuaternionLinear",
+    "QuaternionMLP",
+    "QuaternionMaxPool2d",
+    "QuaternionsToReal",
+    "from_component_weights",
+    "quaternion_init_",
+    "quaternion_parameters",
+    "to_quaternion",
+]
