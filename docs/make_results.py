@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_nobp.callbacks.hardware_clock import PLATFORMS
 from lightning_nobp.cli import recipes
+from lightning_nobp.cli.report import figure
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- results: written by docs/make_results.py -->\n", "<!-- end of results -->\n"
@@ -22,8 +23,9 @@ DATA_SETS = {
     "nist7x7": "NIST7x7",
     "parity": "parity of three bits",
     "xor": "XOR",
+    "attitude": "attitude of a free body",
 }
-TOYS = ("nist7x7", "parity", "xor")
+TOYS = ("nist7x7", "parity", "xor", "attitude")
 """Of these one rule has recipes: they have no column in the overview."""
 
 Measured = dict[str, dict[str, Any]]
@@ -52,7 +54,7 @@ def between(path: Path, lines: list[str]) -> str:
 def overview(measured: Measured) -> list[str]:
     """Test accuracy, a row for each kind of recipe, a column for each data set."""
     data_sets = [d for d in DATA_SETS if d not in TOYS and any(name.startswith(f"{d}/") for name in measured)]
-    kinds = dict.fromkeys(name.partition("/")[2] for name in sorted(measured))
+    kinds = dict.fromkeys(name.partition("/")[2] for name, r in sorted(measured.items()) if "test_accuracy" in r)
     rows = [["recipe", *(title(d, measured) for d in data_sets)]]
     for kind in kinds:
         found = [accuracy(measured.get(f"{d}/{kind}")) for d in data_sets]
@@ -107,7 +109,7 @@ def section(data_set: str, measured: Measured) -> list[str]:
     if not results:
         return []
     rows = [["recipe", "what it is", "test accuracy, %", "seeds", "weights", "seconds", "CPU seconds"]]
-    for name, r in sorted(results.items(), key=lambda item: -item[1]["test_accuracy"]):
+    for name, r in sorted(results.items(), key=lambda item: -item[1].get("test_accuracy", 0)):
         seeds = ", ".join(map(str, r["seeds"]))
         weights = f"{r['parameters']:,}"
         seconds = f"{r['seconds']:.1f}", f"{r['cpu_seconds']:.1f}" if "cpu_seconds" in r else ""
@@ -117,7 +119,13 @@ def section(data_set: str, measured: Measured) -> list[str]:
         f"{r['date']}, {r['processor']}, {r['threads']} threads, torch {r['torch']}." for r in results.values()
     )
     head = [f"## {title(data_set, measured)}", "", *notes, *([""] if notes else [])]
-    return [*head, *table(rows), "", *commands(results), "", *conditions, ""]
+    others = [
+        f"- `{name}`: " + ", ".join(f"{key} {figure(value)}" for key, value in r["test_others"].items())
+        for name, r in results.items()
+        if "test_others" in r
+    ]
+    found = ["What the tests found beside accuracy:", "", *others, ""] if others else []
+    return [*head, *table(rows), "", *found, *commands(results), "", *conditions, ""]
 
 
 def title(data_set: str, measured: Measured) -> str:
@@ -128,7 +136,7 @@ def title(data_set: str, measured: Measured) -> str:
 
 def accuracy(result: dict[str, Any] | None) -> str:
     """Mean, and with several seeds the standard deviation, in per cent."""
-    if result is None:
+    if result is None or "test_accuracy" not in result:
         return ""
     spread = result["test_accuracy_std"]
     return f"{100 * result['test_accuracy']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")

@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from toys import backprop, blobs, trainer, weights
 
-from lightning_nobp.callbacks import LayerAccuracy, LayerGoodness, PredictionWriter, SparsityMask
-from lightning_nobp.datamodules import DigitsDataModule
-from lightning_nobp.nn import MLP, ForwardForwardMLP, ResCNet
-from lightning_nobp.rules import Backprop, MultiplexedGradientDescent, ResidualCompensation, SparseProp, SymBa
+from lightning_nobp.callbacks import AttitudeError, LayerAccuracy, LayerGoodness, PredictionWriter, SparsityMask
+from lightning_nobp.datamodules import AttitudeDataModule, DigitsDataModule
+from lightning_nobp.nn import MLP, EquivariantMLP, ForwardForwardMLP, QuaternionAdam, ResCNet
+from lightning_nobp.rules import (
+    Backprop,
+    MultiplexedGradientDescent,
+    QuaternionBackprop,
+    ResidualCompensation,
+    SparseProp,
+    SymBa,
+)
 
 # Processes that need not import everything again; autograd's threads for a GPU would not survive that.
 FORKED = "ddp_fork" if sys.platform == "linux" and not torch.cuda.is_available() else "ddp_spawn"
@@ -149,3 +156,25 @@ def predict_spawned(folder: Path) -> None:
     writer = PredictionWriter(str(folder / "predictions.csv"))
     run = trainer(folder, strategy="ddp_spawn", devices=2, callbacks=[writer])
     run.predict(rule, datamodule=DigitsDataModule(eval_batch_size=50), return_predictions=False)
+
+
+def train_quaternion(folder: Path, strategy: str) -> None:
+    """Two epochs of attitude prediction, the last batches uneven."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    rule = QuaternionBackprop(
+        network=EquivariantMLP(32, hidden_dims=(16,)).double(),
+        loss="unit_mse",
+        task="regression",
+        optimizer=partial(QuaternionAdam, lr=1e-2),
+    )
+    data = AttitudeDataModule(num_train=110, val_size=10, batch_size=20 // devices, test_size=20, shuffle=False)
+    run = trainer(
+        folder,
+        max_epochs=2,
+        devices=devices,
+        strategy=strategy,
+        precision="64-true",
+        callbacks=[SaveRank(folder), AttitudeError()],
+    )
+    run.fit(rule, datamodule=data)

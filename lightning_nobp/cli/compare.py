@@ -257,11 +257,9 @@ def record(results: list[dict[str, Any]], command: str, note: str | None) -> Non
     known = json.loads(path.read_text()) if path.is_file() else {}
     about = {key: value for key, value in conditions().items() if key in ("date", "processor", "threads", "torch")}
     for row in means(results):
-        if row["test_accuracy"] is not None and row["recipe"] in recipes.recipe_names():
-            spread = row["test_accuracy_std"]
+        if (row["test_accuracy"] is not None or row["test_others"]) and row["recipe"] in recipes.recipe_names():
             known[row["recipe"]] = about | {
-                "test_accuracy": round(row["test_accuracy"], 4),
-                "test_accuracy_std": None if spread is None else round(spread, 4),
+                **_accuracy(row),
                 "seconds": round(row["seconds"], 1),
                 "cpu_seconds": round(row["cpu_seconds"], 1),
                 "parameters": int(row["parameters"]),
@@ -271,3 +269,18 @@ def record(results: list[dict[str, Any]], command: str, note: str | None) -> Non
                 "note": note,
             }
     write_whole(path, json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
+def _accuracy(row: dict[str, Any]) -> dict[str, Any]:
+    """What the test found, to four digits: the accuracy where there are classes, and what else was logged."""
+    found: dict[str, Any] = {}
+    if row["test_accuracy"] is not None:
+        spread = row["test_accuracy_std"]
+        found["test_accuracy"] = round(row["test_accuracy"], 4)
+        found["test_accuracy_std"] = None if spread is None else round(spread, 4)
+    if row["test_others"]:
+        found["test_others"] = {
+            name: {key: None if v is None else float(f"{v:.4g}") for key, v in value.items()}
+            for name, value in row["test_others"].items()
+        }
+    return found

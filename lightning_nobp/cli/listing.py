@@ -66,12 +66,19 @@ def _recipe_table(found: list[str], results: dict[str, Any], notes: list[str]) -
         table.add_column(column, justify="right", no_wrap=True)
     for name in found:
         result = results.get(name, {})
-        accuracy = f"{result['test_accuracy']:.2%}" if "test_accuracy" in result else ""
+        accuracy = f"{result['test_accuracy']:.2%}" if "test_accuracy" in result else _first_other(result)
         if result.get("note"):
             accuracy = f"\\[{notes.index(result['note']) + 1}] {accuracy}"
         seconds = f"{result['seconds']:.1f}" if "seconds" in result else ""
         table.add_row(name, _rule(name), recipes.summary(name), accuracy, seconds)
     return table
+
+
+def _first_other(result: dict[str, Any]) -> str:
+    """Of a test without classes the first figure: its name in a few letters and its mean."""
+    for name, value in result.get("test_others", {}).items():
+        return f"{name.partition('_')[0]} {value['mean']:.4g}"
+    return ""
 
 
 def measured() -> dict[str, Any]:

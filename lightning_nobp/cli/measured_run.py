@@ -126,6 +126,11 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
     return {
         "test_accuracy": tested.get("test/accuracy"),
         "test_loss": tested.get("test/loss"),
+        "test_others": {
+            name.removeprefix("test/"): float(value)
+            for name, value in tested.items()
+            if name not in ("test/accuracy", "test/loss")
+        },
         "seconds": curve.seconds,
         "cpu_seconds": curve.cpu_seconds,
         "epochs": cli.trainer.current_epoch,

@@ -15,7 +15,7 @@ from rich.table import Table
 
 FIELDS = (
     *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "cpu_seconds", "epochs", "steps"),
-    *("parameters", "peak_memory_mib", "alignment", "cost_evaluations", "samples_seen", "error"),
+    *("parameters", "peak_memory_mib", "alignment", "cost_evaluations", "samples_seen", "test_others", "error"),
 )
 COUNTS = ("cost_evaluations", "samples_seen")
 """What rules count that learn from costs alone; others have none."""
@@ -56,6 +56,8 @@ def show(results: list[dict[str, Any]], out: Path) -> None:
         "align: mean cosine with the gradient of backpropagation",
         style="dim",
     )
+    for line in others(results):
+        console.print(line, markup=False)
     for result in results:
         if "error" in result:
             console.print(f"failed: {result['recipe']}, seed {result['seed']}: {result['error']}", markup=False)
@@ -63,7 +65,7 @@ def show(results: list[dict[str, Any]], out: Path) -> None:
 
 
 def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a recipe: means over its seeds, and the standard deviation of its test accuracy."""
+    """One entry a recipe: means over its seeds, and standard deviations of what its test found."""
     found = []
     for recipe in dict.fromkeys(r["recipe"] for r in results):
         runs = [r for r in results if r["recipe"] == recipe and "error" not in r]
@@ -74,8 +76,33 @@ def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row[key] = statistics.fmean(values) if values else None
             if key == "test_accuracy" and len(values) > 1:
                 row["test_accuracy_std"] = statistics.stdev(values)
+        row["test_others"] = _mean_others(runs)
         found.append(row)
     return found
+
+
+def _mean_others(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of what tests logged beside accuracy and loss, mean and, over several seeds, standard deviation."""
+    found = {}
+    for name in dict.fromkeys(name for run in runs for name in run.get("test_others", {})):
+        values = [run["test_others"][name] for run in runs if name in run["test_others"]]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "std": spread}
+    return found
+
+
+def others(results: list[dict[str, Any]]) -> list[str]:
+    """A line a recipe whose test logged more than accuracy and loss."""
+    return [
+        f"{row['recipe']}: " + ", ".join(f"{name} {figure(value)}" for name, value in row["test_others"].items())
+        for row in means(results)
+        if row["test_others"]
+    ]
+
+
+def figure(value: dict[str, Any]) -> str:
+    """A mean with its standard deviation, if there is one."""
+    return f"{value['mean']:.4g}" + ("" if value["std"] is None else f" ± {value['std']:.2g}")
 
 
 def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -106,6 +133,8 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
         lines += [f"Interrupted: {len(results)} of {about['planned']} runs are finished.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
+    more = [f"- {line}" for line in others(results)]
+    lines += ["", "What the tests logged beside accuracy and loss:", "", *more] if more else []
     failures = [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]
     lines += ["", *failures, ""] if failures else [""]
     lines += [

@@ -253,6 +253,26 @@ def test_recording_notes_means_beside_the_recipes(tmp_path, monkeypatch):
     }
 
 
+def test_what_a_test_logs_beside_accuracy_is_reported_and_noted(nobp, tmp_path, monkeypatch):
+    shutil.copytree(recipes.folder(), tmp_path / "recipes")
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path / "recipes")
+    small = ("--set", "trainer.max_epochs=1", "--set", "data.num_train=100", "--set", "data.test_size=10")
+    run = nobp("compare", "attitude/quaternion", "--seeds=2", "--out=out", "--record", *small)
+    assert run.status == 0, run.err
+    runs = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    angles = [r["test_others"]["angle_any_frame"] for r in runs]
+    entry = json.loads((tmp_path / "recipes" / "measured.json").read_text())["attitude/quaternion"]
+    assert entry["test_others"]["angle_any_frame"]["mean"] == pytest.approx(sum(angles) / 2, rel=1e-3)
+    assert entry["test_others"]["angle_any_frame"]["std"] == pytest.approx(
+        abs(angles[0] - angles[1]) / 2**0.5, rel=1e-3
+    )
+    assert "test_accuracy" not in entry
+    line = f"attitude/quaternion: angle_any_frame {sum(angles) / 2:.4g} ± "
+    assert line in run.out
+    assert line in (tmp_path / "out" / "report.md").read_text()
+    assert "angle" in nobp("list", "attitude").out
+
+
 def test_values_are_tried_one_after_another(nobp, tmp_path):
     noise = ("--set", "trainer.callbacks+=lightning_nobp.callbacks.HardwareNoise")
     run = nobp(

@@ -45,8 +45,7 @@ def conjugate(q: Tensor, dim: int = -1) -> Tensor:
 def norm(q: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """``|q|``, the root of ``q q*``; its gradient at 0 is 0."""
     _check_components(q, dim, "q")
-    length: Tensor = torch.linalg.vector_norm(q, dim=dim, keepdim=keepdim)
-    return length
+    return _root(q.square().sum(dim, keepdim=keepdim))
 
 
 def inverse(q: Tensor, dim: int = -1) -> Tensor:
@@ -71,7 +70,7 @@ def exp(q: Tensor, dim: int = -1) -> Tensor:
     """``e^q = e^a (cos |v| + v / |v| sin |v|)`` for ``q = a + v``."""
     _check_components(q, dim, "q")
     real, imaginary = torch.split(q, [1, 3], dim)
-    angle = torch.linalg.vector_norm(imaginary, dim=dim, keepdim=True)
+    angle = _root(imaginary.square().sum(dim, keepdim=True))
     # sinc is smooth where the imaginary part is 0.
     return real.exp() * torch.cat([angle.cos(), imaginary * torch.sinc(angle / torch.pi)], dim)
 
@@ -83,7 +82,7 @@ def log(q: Tensor, dim: int = -1) -> Tensor:
     """
     _check_components(q, dim, "q")
     real, imaginary = torch.split(q, [1, 3], dim)
-    length = torch.linalg.vector_norm(imaginary, dim=dim, keepdim=True)
+    length = _root(imaginary.square().sum(dim, keepdim=True))
     is_real = length == 0
     safe = torch.where(is_real, torch.ones_like(length), length)
     # atan2 is exact near 0 and pi, where arccos loses half the digits; on the positive axis its slope is 1 / a.
@@ -168,6 +167,14 @@ def check_features(number: int, name: str) -> None:
         raise ValueError(
             f"{name} has {number} features: quaternions take four each, all real parts first, then all i, j, k"
         )
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with gradient 0 at 0; ``torch.linalg.vector_norm`` is slow along most dimensions."""
+    is_zero = square == 0
+    # Of 1 there: autograd would multiply the masked gradient by infinity.
+    root = torch.where(is_zero, torch.ones_like(square), square).sqrt()
+    return torch.where(is_zero, torch.zeros_like(root), root)
 
 
 def _check_components(q: Tensor, dim: int, name: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.functional.quaternion.linear import check_bias
@@ -20,6 +21,8 @@ from lightning_nobp.functional.quaternion.products import (
 
 Size = int | Sequence[int]
 """A number for every dimension, or one for each."""
+_FORWARD = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,13 @@ class Convolution:
         self, x: Tensor, weight: Tensor, onto: Tensor | None = None, *, factor: float = 1, keep: float = 1
     ) -> Tensor:
         """The convolution of ``x`` ``(batch, channels, *size)``."""
-        y = torch.convolution(
-            x,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding or (0,) * len(self.stride),
-            self.groups,
-        )
+        # Not torch.convolution, which autocast passes over on the CPU.
+        dims = len(self.stride) - 1
+        if self.transposed:
+            extra = self.output_padding or (0,) * len(self.stride)
+            y: Tensor = _TRANSPOSED[dims](x, weight, None, self.stride, self.padding, extra, self.groups, self.dilation)
+        else:
+            y = _FORWARD[dims](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
         if onto is None:
             return y
         return (onto if keep == 1 else onto.mul_(keep)).add_(y, alpha=factor)
@@ -233,7 +232,8 @@ def quaternion_conv(
     check_options(side, algorithm)
     batched = _check(x, weight, bias, geometry)
     y = quaternion_product(x if batched else x.unsqueeze(0), weight, geometry, side, algorithm)
-    y = y if bias is None else y + bias.view(-1, *(1,) * len(geometry.stride))
+    # With autocast, the product is half precision and stays so.
+    y = y if bias is None else y + bias.to(y.dtype).view(-1, *(1,) * len(geometry.stride))
     return y if batched else y.squeeze(0)
 
 

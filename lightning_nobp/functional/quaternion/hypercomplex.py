@@ -74,7 +74,8 @@ def hamilton_rule(
     if side not in ("left", "right"):
         raise ValueError(f"side={side!r} is not one of 'left', 'right'")
     units = torch.eye(4, device=device, dtype=dtype).view(4, 4, 1, 1)
-    return torch.stack([hamilton_block(unit, side) for unit in units.unbind(0)])
+    # The sum makes 0 of the -0 that the block's signs leave.
+    return torch.stack([hamilton_block(unit, side) for unit in units.unbind(0)]) + 0
 
 
 def quaternion_to_phm(weight: Tensor, side: Side = "left") -> tuple[Tensor, Tensor]:

@@ -26,8 +26,8 @@ def quaternion_linear(
         bias: ``(4M,)``, component-major, or None.
         side: ``'left'`` for ``w x``, ``'right'`` for ``x w``.
         algorithm: ``'block'`` takes one real product with the matrix ``(4M, 4N)``, ``'fast8'`` eight of ``(M, N)``,
-            half the multiplications; ``'auto'`` the faster one. In half precision, autocast's included, ``'fast8'``
-            rounds too much: ``'block'`` is taken, with a warning.
+            half the multiplications; ``'auto'`` the faster one, and ``'block'`` wherever code is compiled. In half
+            precision, autocast's included, ``'fast8'`` rounds too much: ``'block'`` is taken, with a warning.
 
     Returns:
         ``(..., 4M)``.
@@ -38,7 +38,8 @@ def quaternion_linear(
     check_options(side, algorithm)
     _check(x, weight, bias)
     y = quaternion_product(x.reshape(-1, x.shape[-1]), weight, PRODUCT, side, algorithm)
-    y = y if bias is None else y + bias
+    # With autocast, the product is half precision and stays so.
+    y = y if bias is None else y + bias.to(y.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

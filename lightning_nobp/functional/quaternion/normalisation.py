@@ -240,12 +240,12 @@ def _by_channel(x: Tensor) -> Tensor:
     """``(C, 4, n)``, all values of a channel side by side, in float32 or wider."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     channels = x.shape[1] // 4
-    return wide.reshape(len(x), 4, channels, -1).permute(2, 1, 0, 3).flatten(2)
+    return wide.reshape(x.shape[0], 4, channels, -1).permute(2, 1, 0, 3).flatten(2)
 
 
 def _as_features(values: Tensor, like: Tensor) -> Tensor:
     channels = like.shape[1] // 4
-    by_sample = values.reshape(channels, 4, len(like), -1).permute(2, 1, 0, 3)
+    by_sample = values.reshape(channels, 4, like.shape[0], -1).permute(2, 1, 0, 3)
     return by_sample.reshape(like.shape).to(like.dtype)
 
 

@@ -105,7 +105,7 @@ def quaternion_product(
     Raises:
         ValueError: Input and weight are of different types.
     """
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not _autocast(x):
         raise ValueError(f"x is {x.dtype}, but weight {weight.dtype}: convert one of them")
     if _chosen(algorithm, x, weight, product) == "block":
         return product.gather(product.forward(product.gather(x), product.block(weight, side)), back=True)
@@ -147,13 +147,22 @@ def check_options(side: str, algorithm: str) -> None:
 
 
 def _chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduct) -> str:
-    if algorithm == "block" or not len(x):
+    # What is compiled or exported must not depend on the number of samples.
+    compiling = torch.compiler.is_compiling()
+    if algorithm == "block" or (algorithm == "auto" and compiling):
+        return "block"
+    if not compiling and not len(x):
         return "block"
     # With autocast, the products are taken in half precision whatever the inputs' type.
-    wide = x.dtype in _WIDE and not torch.is_autocast_enabled(x.device.type)
+    wide = x.dtype in _WIDE and not _autocast(x)
     if algorithm == "fast8":
         return "fast8" if wide else _fall_back(x.dtype)
     return "fast8" if wide and x.device.type == "cpu" and product.gains(x, weight) else "block"
+
+
+def _autocast(x: Tensor) -> bool:
+    # torch has no answer for the meta device, but an error.
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 @cache

@@ -133,9 +133,10 @@ def quaternion_rotation_vjp(
 def _directions(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``w / |w|``, what it was divided by, and where that is not ``|w|``; in float32 or wider."""
     wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-    length = torch.linalg.vector_norm(wide, dim=0)
-    is_short = length < _SHORTEST
-    length = torch.where(is_short, torch.full_like(length, _SHORTEST), length)
+    # Many times faster than vector_norm, which goes over the first dimension number by number.
+    square = wide.square().sum(0)
+    is_short = square < _SHORTEST**2
+    length = torch.where(is_short, torch.full_like(square, _SHORTEST**2), square).sqrt()
     return wide / length, length, is_short
 
 

@@ -13,11 +13,14 @@ from lightning_nobp.nn.quaternion.convolution import (
 )
 from lightning_nobp.nn.quaternion.dropout import QuaternionDropout, QuaternionDropout2d
 from lightning_nobp.nn.quaternion.encoding import ColourToQuaternions, PatchesToQuaternions, QuaternionsToReal
+from lightning_nobp.nn.quaternion.hypercomplex import PHMConv2d, PHMLinear
 from lightning_nobp.nn.quaternion.init import quaternion_init_
 from lightning_nobp.nn.quaternion.linear import QuaternionLinear
 from lightning_nobp.nn.quaternion.networks import EquivariantMLP, QuaternionAutoencoder, QuaternionCNN, QuaternionMLP
 from lightning_nobp.nn.quaternion.normalisation import QuaternionBatchNorm
 from lightning_nobp.nn.quaternion.pooling import QuaternionMaxPool2d
+from lightning_nobp.nn.quaternion.recurrent import QuaternionGRU, QuaternionLSTM, QuaternionRNN
+from lightning_nobp.nn.quaternion.rotation import QuaternionRotation
 
 __all__ = [
     "Cardioid",
@@ -26,6 +29,8 @@ __all__ = [
     "MagnitudeTanh",
     "ModReLU",
     "NormGate",
+    "PHMConv2d",
+    "PHMLinear",
     "PatchesToQuaternions",
     "PhaseSin",
     "PhaseTanh",
@@ -41,9 +46,13 @@ __all__ = [
     "QuaternionConvTranspose3d",
     "QuaternionDropout",
     "QuaternionDropout2d",
+    "QuaternionGRU",
+    "QuaternionLSTM",
     "QuaternionLinear",
     "QuaternionMLP",
     "QuaternionMaxPool2d",
+    "QuaternionRNN",
+    "QuaternionRotation",
     "QuaternionsToReal",
     "from_component_weights",
     "quaternion_init_",

@@ -157,7 +157,7 @@ class _Forward(QuaternionConv):
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing; what is as usual is left out, as torch does."""
-        mode = "" if self.padding_mode == "zeros" else f", padding_mode={self.padding_mode!r}"
+        mode = "" if self.padding_mode == "zeros" else f", padding_mode={self.padding_mode}"
         return f"{super().extra_repr()}{mode}"
 
 
@@ -249,6 +249,11 @@ class _Transposed(QuaternionConv):
             device,
             dtype,
         )
+        for extra, *largest in zip(self.geometry.output_padding, self.stride, self.dilation, strict=True):
+            if extra >= max(largest):
+                raise ValueError(
+                    f"output_padding={output_padding} must be smaller than stride or dilation, {stride} and {dilation}"
+                )
 
 
 class QuaternionConvTranspose1d(_Transposed):
@@ -269,7 +274,7 @@ class QuaternionConvTranspose2d(_Transposed):
         kernel_size: One number or one a dimension.
         stride: Likewise.
         padding: Likewise.
-        output_padding: Added to one side of the output.
+        output_padding: Added to one side of the output; smaller than the stride or the dilation.
         groups: Of quaternion channels.
         bias: Whether to add a bias.
         dilation: Of the kernel.

@@ -34,7 +34,7 @@ class QuaternionDropout(nn.Module):
 
     def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
         """One number for each quaternion of ``(batch, 4N, ...)``."""
-        return (len(x), x.shape[1] // 4, *x.shape[2:])
+        return (x.shape[0], x.shape[1] // 4, *x.shape[2:])
 
     def extra_repr(self) -> str:
         """The probability, for printing."""
@@ -54,7 +54,7 @@ class QuaternionDropout2d(QuaternionDropout):
     def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
         if x.dim() != 4:
             raise ValueError(f"x of shape {tuple(x.shape)} holds no maps: give (batch, 4N, height, width)")
-        return (len(x), x.shape[1] // 4, 1, 1)
+        return (x.shape[0], x.shape[1] // 4, 1, 1)
 
 
 @register_vjp(QuaternionDropout)

@@ -4,7 +4,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.nn.backprop import Pullback, register_vjp
@@ -29,15 +28,21 @@ class PatchesToQuaternions(nn.Module):
                 f"x of shape {tuple(x.shape)} has no patches of 2x2: give images (batch, channels, height, width) with "
                 "even height and width (torch.nn.ZeroPad2d adds a row)"
             )
-        return torch.unflatten(F.pixel_unshuffle(x, 2), 1, (x.shape[1], 4)).transpose(1, 2).flatten(1, 2)
+        batch, channels, height, width = x.shape
+        # Not by F.pixel_unshuffle, which leaves an empty batch as it is.
+        corners = x.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 3, 5, 1, 2, 4)
+        return corners.flatten(1, 3)
 
 
 @register_vjp(PatchesToQuaternions)
 def _patches(layer: PatchesToQuaternions, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    by_component = (4, x.shape[1])
-    return layer(x), lambda grad: F.pixel_shuffle(
-        torch.unflatten(grad, 1, by_component).transpose(1, 2).flatten(1, 2), 2
-    )
+    batch, channels, height, width = shape = x.shape
+
+    def pull(grad: Tensor) -> Tensor:
+        corners = grad.reshape(batch, 2, 2, channels, height // 2, width // 2)
+        return corners.permute(0, 3, 4, 1, 5, 2).reshape(shape)
+
+    return layer(x), pull
 
 
 class ColourToQuaternions(nn.Module):

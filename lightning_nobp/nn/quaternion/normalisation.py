@@ -139,10 +139,15 @@ class QuaternionBatchNorm(nn.Module):
 
     def _count_batch(self) -> float | Tensor:
         """Count one more batch in training, and return its share in the running statistics."""
-        if not self.training or self.num_batches_tracked is None:
+        if not self.training or self.num_batches_tracked is None or self.running_mean is None:
             return 0.0
         self.num_batches_tracked.add_(1)
-        return self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
+        if self.momentum is not None:
+            return self.momentum
+        # Of a wide type, and left on its device; torch's own kernel wants a number.
+        wide = torch.promote_types(self.running_mean.dtype, torch.float32)
+        count = self.num_batches_tracked
+        return 1.0 / float(count) if self.mode == "split" else count.to(wide).reciprocal()
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and (co)variance that normalise ``x``, after the running ones have moved."""
@@ -190,8 +195,8 @@ def _check_arguments(num_features: int, eps: float, momentum: float | None, mode
         raise ValueError(f"num_features={num_features} holds no quaternion: give at least 4")
     if mode not in get_args(NormMode):
         raise ValueError(f"mode={mode!r} is not one of {', '.join(map(repr, get_args(NormMode)))}")
-    if eps < 0:
-        raise ValueError(f"eps={eps} is added to variances: give 0 or more")
+    if eps <= 0:
+        raise ValueError(f"eps={eps} is added to variances that may be 0: give a positive number")
     if momentum is not None and not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum} is the share of a new batch: give 0 to 1, or None for the average")
 

@@ -56,7 +56,9 @@ class QuaternionMaxPool2d(nn.Module):
         if x.dim() != 4:
             raise ValueError(f"x of shape {tuple(x.shape)} holds no maps: give (batch, 4N, height, width)")
         check_features(x.shape[1], "x")
-        length = torch.linalg.vector_norm(torch.unflatten(x.detach(), 1, (4, x.shape[1] // 4)), dim=1)
+        wide = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+        # Not vector_norm, which is slow over an inner dimension.
+        length = torch.unflatten(wide, 1, (4, x.shape[1] // 4)).square().sum(1).sqrt()
         _, indices = F.max_pool2d(
             length, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, return_indices=True
         )
