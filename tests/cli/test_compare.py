@@ -267,7 +267,7 @@ def test_what_a_test_logs_beside_accuracy_is_reported_and_noted(nobp, tmp_path, 
         abs(angles[0] - angles[1]) / 2**0.5, rel=1e-3
     )
     assert "test_accuracy" not in entry
-    line = f"attitude/quaternion: angle_any_frame {sum(angles) / 2:.4g} ± "
+    line = f"angle_any_frame {sum(angles) / 2:.4g} ± "
     assert line in run.out
     assert line in (tmp_path / "out" / "report.md").read_text()
     assert "angle" in nobp("list", "attitude").out
