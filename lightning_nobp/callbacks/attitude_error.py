@@ -64,7 +64,7 @@ class AttitudeError(Callback):
         angle = rotation_angle(unpack(scores), unpack(batch[1])).double().mean(-1)
         for frame in (0, 1):
             chosen = angle[batch[2] == bool(frame)]
-            self._sums[frame] += torch.stack([chosen.sum(), torch.tensor(float(len(chosen)))]).cpu()
+            self._sums[frame] += torch.stack([chosen.sum(), chosen.new_tensor(len(chosen))]).cpu()
 
     def _means(self) -> Tensor:
         """Mean angle in degrees of the samples from other frames, and of those from known ones."""

@@ -111,8 +111,6 @@ def quaternion_product(
         return product.gather(product.forward(product.gather(x), product.block(weight, side)), back=True)
     if torch.compiler.is_compiling():
         return fast8(x, weight, product, side)
-    if not torch.is_grad_enabled():
-        return _fast8(x, weight, transformed(weight), product, side)
     return _Fast8.apply(x, weight, product, side)  # type: ignore[no-any-return]
 
 

@@ -135,6 +135,15 @@ def test_functions_of_functions(x, weight, algorithm):
     assert (forward - layer(x, tangent)).abs().max() < 1e-14
 
 
+def test_functions_of_wide_functions_without_gradients():
+    x, weights, tangent = draw(64, 256), draw(2, 4, 64, 64, seed=5), draw(64, 256, seed=6)
+    with torch.no_grad():
+        each = torch.stack([quaternion_linear(x, w, algorithm="block") for w in weights])
+        assert (torch.func.vmap(quaternion_linear, in_dims=(None, 0))(x, weights) - each).abs().max() < 1e-11
+        _, forward = torch.func.jvp(lambda x: quaternion_linear(x, weights[0]), (x,), (tangent,))
+        assert (forward - quaternion_linear(tangent, weights[0], algorithm="block")).abs().max() < 1e-11
+
+
 def test_the_readable_algorithm_is_the_fast_one(x, weight):
     for side in SIDES:
         fast = quaternion_linear(x, weight, None, side, "fast8")
@@ -152,7 +161,8 @@ def test_in_float32_both_algorithms_round_alike(width):
 
 def test_auto_takes_the_fast_algorithm_where_it_gains(monkeypatch):
     taken = []
-    monkeypatch.setattr(products, "_fast8", lambda x, *_: taken.append(len(x)) or x)
+    run = products._fast8
+    monkeypatch.setattr(products, "_fast8", lambda x, *others: taken.append(len(x)) or run(x, *others))
     with torch.no_grad():
         for width, batch in ((64, 64), (128, 8), (64, 32), (32, 1024), (128, 4)):
             quaternion_linear(torch.zeros(batch, 4 * width), torch.zeros(4, width, width))
