@@ -49,7 +49,7 @@ class QuaternionBackprop(ClassificationRule):
             ``nn.Sequential`` of layers with a registered rule, real ones too.
 
     Raises:
-        ValueError: An unknown option, or a loss that does not fit the task.
+        ValueError: An unknown option, or a loss that does not fit the task or has weights to train.
         TypeError: A layer that the backward pass does not know; the message names it.
 
     References:
@@ -75,6 +75,15 @@ class QuaternionBackprop(ClassificationRule):
         if backward_mode not in get_args(BackwardMode):
             raise ValueError(
                 f"backward_mode={backward_mode!r} is not one of {', '.join(map(repr, get_args(BackwardMode)))}"
+            )
+        if (
+            backward_mode != "autograd"
+            and isinstance(loss, nn.Module)
+            and any(p.requires_grad for p in loss.parameters())
+        ):
+            raise ValueError(
+                f"loss={type(loss).__name__} has weights of its own, which backward_mode={backward_mode!r} does not "
+                "train: freeze them, or take backward_mode='autograd'"
             )
         if not 0 < grad_scale < float("inf"):
             raise ValueError(f"grad_scale={grad_scale} must be positive: 4 for autograd's gradient, 1 for dL/dw*")

@@ -275,6 +275,14 @@ def test_wrong_options_are_refused(options, message):
         QuaternionBackprop(num_classes=3, **options)
 
 
+def test_a_loss_that_would_not_train_is_refused():
+    loss = nn.AdaptiveLogSoftmaxWithLoss(8, 4, [2])
+    with pytest.raises(ValueError, match="loss=AdaptiveLogSoftmaxWithLoss has weights of its own"):
+        make_rule(small_network(), loss=loss)
+    make_rule(small_network(), loss=loss, backward_mode="autograd")
+    make_rule(small_network(), loss=loss.requires_grad_(False))
+
+
 def test_targets_of_another_shape_are_refused():
     rule = make_rule(small_network())
     x, target = regression_batch()

@@ -9,6 +9,7 @@ References:
     Parcollet et al., "Quaternion Recurrent Neural Networks", arXiv 1806.04418.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -110,6 +111,7 @@ class QuaternionRecurrent(nn.Module):
         other = [f", {name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
         return f"{self.input_size}, {self.hidden_size}{''.join(other)}"
 
+    @abstractmethod
     def _step(self, z: Tensor, recurrent: Callable[[Tensor], Tensor], state: State) -> State:
         """The state after one step, for the gates' inputs ``z`` ``(batch, 4, gates, M)``."""
         raise NotImplementedError
