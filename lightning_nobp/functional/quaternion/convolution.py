@@ -209,14 +209,14 @@ def convolution(
         )
     if groups < 1 or weight.shape[1] % groups:
         raise ValueError(f"groups={groups} does not divide the {weight.shape[1]} quaternion channels of the weight")
-    dilations = _numbers("dilation", dilation, dims, least=1)
-    strides = _numbers("stride", stride, dims, least=1)
+    dilations = per_dimension("dilation", dilation, dims, least=1)
+    strides = per_dimension("stride", stride, dims, least=1)
     pads = (
         _named_padding(padding, tuple(weight.shape[3:]), strides, dilations)
         if isinstance(padding, str)
-        else _numbers("padding", padding, dims, least=0)
+        else per_dimension("padding", padding, dims, least=0)
     )
-    extra = _numbers("output_padding", output_padding, dims, least=0)
+    extra = per_dimension("output_padding", output_padding, dims, least=0)
     return Convolution(strides, pads, dilations, groups, transposed, extra)
 
 
@@ -282,7 +282,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Convolution
     return x.dim() == dims + 2
 
 
-def _numbers(name: str, value: Size, dims: int, least: int) -> tuple[int, ...]:
+def per_dimension(name: str, value: Size, dims: int, least: int) -> tuple[int, ...]:
+    """One number for each of ``dims`` dimensions.
+
+    Raises:
+        ValueError: Another count of numbers, or one below ``least``; the message calls them ``name``.
+    """
     numbers = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(numbers) != dims or any(not isinstance(n, int) or n < least for n in numbers):
         raise ValueError(f"{name}={value!r} must be one number of at least {least}, or {dims} of them")

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.backprop import bias_vjp, conv2d_vjp, linear_vjp
+from lightning_nobp.functional.quaternion.convolution import Size, per_dimension
 from lightning_nobp.functional.quaternion.hypercomplex import phm_weight, phm_weight_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
-
-_Size = int | tuple[int, int]
 
 
 class PHMLayer(nn.Module):
@@ -149,10 +148,10 @@ class PHMConv2d(PHMLayer):
         n: int,
         in_channels: int,
         out_channels: int,
-        kernel_size: _Size,
-        stride: _Size = 1,
-        padding: _Size = 0,
-        dilation: _Size = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
         bias: bool = True,
         *,
         rule: Tensor | None = None,
@@ -160,11 +159,12 @@ class PHMConv2d(PHMLayer):
         dtype: Any = None,
     ) -> None:
         _check_divisible(n, in_channels=in_channels, out_channels=out_channels)
-        kernel = _pair("kernel_size", kernel_size, 1)
+        kernel = per_dimension("kernel_size", kernel_size, 2, least=1)
         super().__init__(n, (out_channels // n, in_channels // n, *kernel), bias, rule, device, dtype)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
-        self.stride, self.padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.stride = per_dimension("stride", stride, 2, least=1)
+        self.padding = per_dimension("padding", padding, 2, least=0)
+        self.dilation = per_dimension("dilation", dilation, 2, least=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(batch, out_channels, ...)`` of ``(batch, in_channels, ...)``, channels component-major."""
@@ -222,10 +222,3 @@ def _check_divisible(n: int, **sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1 or value % n:
             raise ValueError(f"{name}={value} must be a positive multiple of n={n}: each number has n components")
-
-
-def _pair(name: str, value: _Size, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{name}={value!r} must be one number of at least {least}, or two")
-    return pair

@@ -6,9 +6,8 @@ from torch.nn import functional as F
 
 from lightning_nobp.functional.backprop import max_pool2d_vjp
 from lightning_nobp.functional.quaternion.algebra import check_features
+from lightning_nobp.functional.quaternion.convolution import Size, per_dimension
 from lightning_nobp.nn.backprop import Pullback, register_vjp
-
-_Size = int | tuple[int, int]
 
 
 class QuaternionMaxPool2d(nn.Module):
@@ -27,18 +26,17 @@ class QuaternionMaxPool2d(nn.Module):
 
     def __init__(
         self,
-        kernel_size: _Size,
-        stride: _Size | None = None,
-        padding: _Size = 0,
-        dilation: _Size = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride = (
-            _pair("kernel_size", kernel_size, 1),
-            _pair("stride", kernel_size if stride is None else stride, 1),
-        )
-        self.padding, self.dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+        self.kernel_size = per_dimension("kernel_size", kernel_size, 2, least=1)
+        self.stride = per_dimension("stride", kernel_size if stride is None else stride, 2, least=1)
+        self.padding = per_dimension("padding", padding, 2, least=0)
+        self.dilation = per_dimension("dilation", dilation, 2, least=1)
         self.ceil_mode = ceil_mode
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise ValueError(f"padding={padding} must be at most half of kernel_size={kernel_size}")
@@ -81,10 +79,3 @@ def _max_pool2d(layer: QuaternionMaxPool2d, x: Tensor, needs_input_grad: bool) -
 def _taken(x: Tensor, longest: Tensor) -> Tensor:
     indices = torch.cat([longest] * 4, dim=1)
     return torch.gather(x.flatten(2), 2, indices.flatten(2)).view(indices.shape)
-
-
-def _pair(name: str, value: _Size, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{name}={value!r} must be one number of at least {least}, or two")
-    return pair
