@@ -34,5 +34,5 @@ def library(name: str) -> ctypes.CDLL:
             except OSError as error:
                 reason = str(error)
     raise KernelsUnavailableError(
-        f"no compiled kernels for sparse layers: {reason}. Install lightning-nobp again where there is a C++ compiler"
+        f"no compiled kernels for {name} layers: {reason}. Install lightning-nobp again where there is a C++ compiler"
     )

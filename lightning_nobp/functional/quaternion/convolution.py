@@ -48,17 +48,20 @@ class Convolution:
     # Maps are large enough to fill the cache by themselves, and torch's kernels go sample by sample.
     chunk = 2**31
 
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of ``x`` ``(batch, channels, *size)`` with a bias of one number a channel."""
+        # Not torch.convolution, which autocast passes over on the CPU.
+        dims = len(self.stride) - 1
+        if not self.transposed:
+            return _FORWARD[dims](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        extra = self.output_padding or (0,) * len(self.stride)
+        return _TRANSPOSED[dims](x, weight, bias, self.stride, self.padding, extra, self.groups, self.dilation)
+
     def forward(
         self, x: Tensor, weight: Tensor, onto: Tensor | None = None, *, factor: float = 1, keep: float = 1
     ) -> Tensor:
-        """The convolution of ``x`` ``(batch, channels, *size)``."""
-        # Not torch.convolution, which autocast passes over on the CPU.
-        dims = len(self.stride) - 1
-        if self.transposed:
-            extra = self.output_padding or (0,) * len(self.stride)
-            y: Tensor = _TRANSPOSED[dims](x, weight, None, self.stride, self.padding, extra, self.groups, self.dilation)
-        else:
-            y = _FORWARD[dims](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        """The convolution without a bias."""
+        y = self.layer(x, weight, None)
         if onto is None:
             return y
         return (onto if keep == 1 else onto.mul_(keep)).add_(y, alpha=factor)
@@ -231,9 +234,7 @@ def quaternion_conv(
     """A convolution of quaternions of any geometry; see :func:`quaternion_conv2d`."""
     check_options(side, algorithm)
     batched = _check(x, weight, bias, geometry)
-    y = quaternion_product(x if batched else x.unsqueeze(0), weight, geometry, side, algorithm)
-    # With autocast, the product is half precision and stays so.
-    y = y if bias is None else y + bias.to(y.dtype).view(-1, *(1,) * len(geometry.stride))
+    y = quaternion_product(x if batched else x.unsqueeze(0), weight, bias, geometry, side, algorithm)
     return y if batched else y.squeeze(0)
 
 

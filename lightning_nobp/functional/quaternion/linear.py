@@ -1,6 +1,7 @@
 """Fully connected layers of quaternions."""
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.functional.quaternion.products import (
@@ -37,9 +38,7 @@ def quaternion_linear(
     """
     check_options(side, algorithm)
     _check(x, weight, bias)
-    y = quaternion_product(x.reshape(-1, x.shape[-1]), weight, PRODUCT, side, algorithm)
-    # With autocast, the product is half precision and stays so.
-    y = y if bias is None else y + bias.to(y.dtype)
+    y = quaternion_product(x.reshape(-1, x.shape[-1]), weight, bias, PRODUCT, side, algorithm)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -121,6 +120,9 @@ class _Linear:
     ) -> Tensor:
         return grad.t() @ x if onto is None else onto.addmm_(grad.t(), x, alpha=factor)
 
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
     def block(self, weight: Tensor, side: Side) -> Tensor:
         return hamilton_block(weight, side)
 
@@ -132,7 +134,9 @@ class _Linear:
 
     def gains(self, x: Tensor, weight: Tensor) -> bool:
         narrow = min(weight.shape[1:])
-        return (narrow >= 64 and len(x) >= 64) or (narrow >= 128 and len(x) >= 8)
+        return any(narrow >= width and len(x) >= rows for width, rows in _GAINS)
 
 
+# Widths, and the rows from which fast8 is faster there. Of wide layers, writing the block takes longest.
+_GAINS = ((64, 256), (128, 32), (256, 1))
 PRODUCT: RealProduct = _Linear()

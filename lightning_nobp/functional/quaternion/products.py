@@ -24,6 +24,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from lightning_nobp.functional.quaternion.hadamard import hadamard, hadamard_
+
 Side = Literal["left", "right"]
 """Whether weights multiply inputs from the left, ``w x``, or from the right, ``x w``."""
 Algorithm = Literal["auto", "block", "fast8"]
@@ -70,6 +72,10 @@ class RealProduct(Protocol):
         """Gradient of ``weight``."""
         ...
 
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output with a bias of one number a feature."""
+        ...
+
     def block(self, weight: Tensor, side: Side) -> Tensor:
         """The weight of the real layer of four times the width, from that of quaternions ``(4, ...)``."""
         ...
@@ -88,13 +94,19 @@ class RealProduct(Protocol):
 
 
 def quaternion_product(
-    x: Tensor, weight: Tensor, product: RealProduct, side: Side = "left", algorithm: Algorithm = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    product: RealProduct,
+    side: Side = "left",
+    algorithm: Algorithm = "auto",
 ) -> Tensor:
     """A layer of Hamilton products, differentiable any number of times.
 
     Args:
         x: ``(batch, 4N, ...)``, component-major.
         weight: ``(4, ...)``, four weights of ``product``.
+        bias: ``(4M,)``, component-major, or None.
         product: The real layer.
         side: Of the weights.
         algorithm: ``'auto'``, ``'block'`` or ``'fast8'``.
@@ -103,15 +115,19 @@ def quaternion_product(
         ``(batch, 4M, ...)``.
 
     Raises:
-        ValueError: Input and weight are of different types.
+        ValueError: Input, weight and bias are of different types.
     """
-    if x.dtype != weight.dtype and not _autocast(x):
-        raise ValueError(f"x is {x.dtype}, but weight {weight.dtype}: convert one of them")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and x.dtype != parameter.dtype and not _autocast(x):
+            raise ValueError(f"x is {x.dtype}, but {name} {parameter.dtype}: convert one of them")
     if _chosen(algorithm, x, weight, product) == "block":
-        return product.gather(product.forward(product.gather(x), product.block(weight, side)), back=True)
-    if torch.compiler.is_compiling():
-        return fast8(x, weight, product, side)
-    return _Fast8.apply(x, weight, product, side)  # type: ignore[no-any-return]
+        gathered = None if bias is None else product.gather(bias.unsqueeze(0)).squeeze(0)
+        y = product.layer(product.gather(x), product.block(weight, side), gathered)
+        return product.gather(y, back=True)
+    # One number a feature, whatever dimensions follow.
+    bias = None if bias is None else bias.view(-1, *(1,) * (x.dim() - 2))
+    run = fast8 if torch.compiler.is_compiling() else _Fast8.apply
+    return run(x, weight, bias, product, side)
 
 
 @torch.no_grad()
@@ -126,7 +142,7 @@ def quaternion_product_vjp(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``x`` and ``weight`` of :func:`quaternion_product` for ``grad``, None where not ``wanted``."""
     if _chosen(algorithm, x, weight, product) == "fast8":
-        return _fast8_vjp(grad, x, weight, transformed(weight), product, side, wanted)
+        return _fast8_vjp(grad, x, weight, product, side, wanted)
     grad, gathered, block = product.gather(grad), product.gather(x), product.block(weight, side)
     grad_x = product.gather(product.input_grad(grad, gathered, block), back=True) if wanted[0] else None
     grad_weight = product.block_vjp(product.weight_grad(grad, gathered, block), side) if wanted[1] else None
@@ -199,115 +215,119 @@ def hamilton_block_vjp(grad: Tensor, side: Side = "left") -> Tensor:
     return torch.stack([sum(signs[p][p ^ k] * blocks[p, :, p ^ k] for p in range(4)) for k in range(4)])  # type: ignore[misc]
 
 
-def hadamard(parts: Sequence[Tensor], out: Sequence[Tensor | None] = (None,) * 4) -> tuple[Tensor, ...]:
-    """``Had``, over four tensors of one shape, into four of ``out`` if they are given; four times its own inverse."""
-    first, second, third, fourth = parts
-    s, d = first + second, first - second
-    t, u = third + fourth, third - fourth
-    return (
-        torch.add(s, t, out=out[0]),
-        torch.add(d, u, out=out[1]),
-        torch.sub(s, t, out=out[2]),
-        torch.sub(d, u, out=out[3]),
-    )
-
-
-def transformed(weight: Tensor) -> Tensor:
-    """``Had(w) / 4`` of a weight ``(4, ...)``, which both passes use."""
-    return torch.stack(hadamard((weight / 4).unbind(0)))
-
-
-def fast8(x: Tensor, weight: Tensor, product: RealProduct, side: Side = "left") -> Tensor:
+def fast8(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct, side: Side = "left") -> Tensor:
     """The algorithm, to be read, compiled and differentiated: see the head of this file."""
     parts = _parts(x)
-    k = hadamard([product.forward(a, w) for a, w in zip(hadamard(parts), transformed(weight), strict=True)])
+    weight_had = hadamard((weight / 4).unbind(0))
+    k = hadamard([product.forward(a, w) for a, w in zip(hadamard(parts), weight_had, strict=True)])
     twice = [2 * product.forward(parts[q], weight[p]) for p, q in _CORRECTIONS[side]]
-    return torch.cat([twice[0] - k[0], k[1] - twice[1], k[2] - twice[2], k[3] - twice[3]], dim=1)
+    y = torch.cat([twice[0] - k[0], k[1] - twice[1], k[2] - twice[2], k[3] - twice[3]], dim=1)
+    return y if bias is None else y + bias
 
 
 class _Fast8(torch.autograd.Function):
     """:func:`fast8` with as few passes over memory as there can be."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, product: RealProduct, side: Side) -> Tensor:
-        return _fast8(x, weight, transformed(weight), product, side)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct, side: Side) -> Tensor:
+        return _fast8(x, weight, bias, product, side)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, ctx.product, ctx.side = inputs
+        x, weight, bias, ctx.product, ctx.side = inputs
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
+        ctx.bias_dims = 0 if bias is None else bias.dim()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        if not torch.is_grad_enabled():
-            return *_fast8_vjp(grad, x, weight, transformed(weight), ctx.product, ctx.side, wanted), None, None
-        y = fast8(x, weight, ctx.product, ctx.side)
-        sources = [t for t, needed in zip((x, weight), wanted, strict=True) if needed]
-        grads = iter(torch.autograd.grad(y, sources, grad, create_graph=True))
-        return *(next(grads) if needed else None for needed in wanted), None, None
+        grad_bias = grad.sum((0, *range(2, grad.dim())), keepdim=True)[0] if ctx.needs_input_grad[2] else None
+        if torch._C._functorch.is_legacy_batchedtensor(grad) or torch.is_grad_enabled():
+            grads = _differentiable_vjp(grad, x, weight, ctx.product, ctx.side, wanted)
+        else:
+            grads = _fast8_vjp(grad, x, weight, ctx.product, ctx.side, wanted)
+        return *grads, grad_bias, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, weight: Tensor | None, *_: None) -> Tensor:
+    def jvp(ctx: Any, x: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: None) -> Tensor:
         x0, weight0 = ctx.saved_tensors
-        parts = [] if x is None else [fast8(x, weight0, ctx.product, ctx.side)]
-        parts += [] if weight is None else [fast8(x0, weight, ctx.product, ctx.side)]
+        parts = [] if x is None else [fast8(x, weight0, None, ctx.product, ctx.side)]
+        parts += [] if weight is None else [fast8(x0, weight, None, ctx.product, ctx.side)]
+        parts += [] if bias is None else [bias]
         return sum(parts[1:], parts[0])
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, product: RealProduct, side: Side) -> Any:
-        run = torch.vmap(lambda a, w: fast8(a, w, product, side), in_dims=in_dims[:2], randomness=info.randomness)
-        return run(x, weight), 0
+    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Tensor, product: RealProduct, side: Side) -> Any:
+        run = torch.vmap(lambda a, w, b: fast8(a, w, b, product, side), in_dims=in_dims[:3], randomness=info.randomness)
+        return run(x, weight, bias), 0
 
 
-def _fast8(x: Tensor, weight: Tensor, weight_had: Tensor, product: RealProduct, side: Side) -> Tensor:
-    y = None
+@torch.enable_grad()
+def _differentiable_vjp(
+    grad: Tensor, x: Tensor, weight: Tensor, product: RealProduct, side: Side, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    y = fast8(x, weight, None, product, side)
+    sources = [t for t, needed in zip((x, weight), wanted, strict=True) if needed]
+    grads = iter(torch.autograd.grad(y, sources, grad, create_graph=True) if sources else ())
+    return tuple(next(grads) if needed else None for needed in wanted)
+
+
+def _fast8(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct, side: Side) -> Tensor:
+    y, weight_had = None, _transformed(weight)
     for first in range(0, len(x), product.chunk):
         here = slice(first, first + product.chunk)
         parts = _parts(x[here])
-        sums = [product.forward(a, w) for a, w in zip(hadamard(parts), weight_had, strict=True)]
+        sums = [product.forward(a, w) for a, w in zip(_hadamard(parts), weight_had, strict=True)]
         if y is None:
             y = x.new_empty(len(x), 4, *sums[0].shape[1:])
         out = y[here].unbind(1)
-        hadamard(sums, out)
+        hadamard_(out, sums)
         for c, (p, q) in enumerate(_CORRECTIONS[side]):
             product.forward(parts[q], weight[p], onto=out[c], **({"factor": -2} if c else {"factor": 2, "keep": -1}))
+        if bias is not None:
+            y[here] += torch.unflatten(bias, 0, (4, -1))
     assert y is not None
     return y.flatten(1, 2)
 
 
 def _fast8_vjp(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    weight_had: Tensor,
-    product: RealProduct,
-    side: Side,
-    wanted: Sequence[bool],
+    grad: Tensor, x: Tensor, weight: Tensor, product: RealProduct, side: Side, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """The transposed algorithm, once for the input and once for the weight."""
+    weight_had = _transformed(weight)
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums, corrections = (torch.zeros_like(weight) if wanted[1] else None for _ in range(2))
     for first in range(0, len(x), product.chunk):
         here = slice(first, first + product.chunk)
         grads, parts = _parts(grad[here]), _parts(x[here])
-        grads_had = hadamard((-grads[0], *grads[1:]))
+        grads_had = _hadamard(grads, negate_first=True)
         if grad_x is not None:
             out = _parts(grad_x[here])
-            pairs = zip(grads_had, weight_had, strict=True)
-            hadamard([product.input_grad(g, parts[0], w) for g, w in pairs], out)
+            hadamard_(out, [product.input_grad(g, parts[0], w) for g, w in zip(grads_had, weight_had, strict=True)])
             for c, (p, q) in enumerate(_CORRECTIONS[side]):
                 product.input_grad(grads[c], parts[q], weight[p], onto=out[q], factor=-2 if c else 2)
         if sums is not None and corrections is not None:
-            for h, part in enumerate(hadamard(parts)):
+            for h, part in enumerate(_hadamard(parts)):
                 product.weight_grad(grads_had[h], part, weight[h], onto=sums[h])
             for c, (p, q) in enumerate(_CORRECTIONS[side]):
                 product.weight_grad(grads[c], parts[q], weight[p], onto=corrections[p], factor=-2 if c else 2)
     if sums is None or corrections is None:
         return grad_x, None
-    return grad_x, corrections.add_(torch.stack(hadamard(sums.unbind(0))), alpha=0.25)
+    hadamard_(sums.unbind(0), sums.unbind(0))
+    return grad_x, corrections.add_(sums, alpha=0.25)
+
+
+def _transformed(weight: Tensor) -> Tensor:
+    """``Had(w) / 4``."""
+    found = torch.empty_like(weight)
+    hadamard_(found.unbind(0), weight.unbind(0))
+    return found.mul_(0.25)
+
+
+def _hadamard(parts: Sequence[Tensor], *, negate_first: bool = False) -> Sequence[Tensor]:
+    return hadamard_([torch.empty_like(part) for part in parts], parts, negate_first=negate_first)
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:

@@ -147,7 +147,17 @@ def test_functions_of_wide_functions_without_gradients():
 def test_the_readable_algorithm_is_the_fast_one(x, weight):
     for side in SIDES:
         fast = quaternion_linear(x, weight, None, side, "fast8")
-        assert (fast8(x, weight, PRODUCT, side) - fast).abs().max() < 1e-14
+        assert (fast8(x, weight, None, PRODUCT, side) - fast).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradients_of_many_outputs_at_once_are_those_one_by_one(x, weight, bias, algorithm):
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y, grads = quaternion_linear(x, weight, bias, algorithm=algorithm), draw(3, 7, 12, seed=5)
+    together = torch.autograd.grad(y, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for k, grad in enumerate(grads):
+        for found, expected in zip(together, torch.autograd.grad(y, leaves, grad, retain_graph=True), strict=True):
+            assert (found[k] - expected).abs().max() < 1e-13
 
 
 @pytest.mark.parametrize("width", [64, 256])
@@ -164,10 +174,10 @@ def test_auto_takes_the_fast_algorithm_where_it_gains(monkeypatch):
     run = products._fast8
     monkeypatch.setattr(products, "_fast8", lambda x, *others: taken.append(len(x)) or run(x, *others))
     with torch.no_grad():
-        for width, batch in ((64, 64), (128, 8), (64, 32), (32, 1024), (128, 4)):
+        for width, batch in ((64, 256), (128, 32), (256, 1), (64, 128), (32, 1024), (128, 16)):
             quaternion_linear(torch.zeros(batch, 4 * width), torch.zeros(4, width, width))
-        quaternion_linear(torch.zeros(64, 256, dtype=torch.bfloat16), torch.zeros(4, 64, 64, dtype=torch.bfloat16))
-    assert taken == [64, 8]
+        quaternion_linear(torch.zeros(32, 512, dtype=torch.bfloat16), torch.zeros(4, 128, 128, dtype=torch.bfloat16))
+    assert taken == [256, 32, 1]
 
 
 def test_half_precision_takes_block_with_the_reason():
@@ -210,6 +220,7 @@ def test_a_compiled_layer_is_the_same_layer(x, weight):
         ({"side": "both"}, "side='both' is not one of 'left', 'right'"),
         ({"algorithm": "fast7"}, "algorithm='fast7' is not one of 'auto', 'block', 'fast8'"),
         ({"x": torch.zeros(2, 20, dtype=torch.float64)}, "x is torch.float64, but weight torch.float32"),
+        ({"bias": torch.zeros(12, dtype=torch.float64)}, "x is torch.float32, but bias torch.float64"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
