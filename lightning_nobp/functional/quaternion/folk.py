@@ -65,12 +65,12 @@ def folk_bias_vjp(grad: Tensor, rule: FolkRule) -> Tensor:
     return {"naive": -2.0, "naive_neg": 2.0, "truncated": 1.0}[rule] * total
 
 
-def truncated_activation_vjp(grad: Tensor, jacobian_row: Callable[[Tensor], Tensor]) -> Tensor:
+def truncated_activation_vjp(grad: Tensor, row: Callable[[Tensor], Tensor]) -> Tensor:
     """Back through an activation by the chain rule's first term of four, as if it were analytic: ``(df/dz)* g``.
 
     Args:
         grad: ``(batch, 4N, ...)``.
-        jacobian_row: The true way back, called four times.
+        row: The true way back, called four times, for each row of the Jacobian of four by four.
 
     Returns:
         What the truncated rule takes for the gradient of the input.
@@ -78,13 +78,13 @@ def truncated_activation_vjp(grad: Tensor, jacobian_row: Callable[[Tensor], Tens
     parts = torch.unflatten(grad, 1, (4, -1))
     derivative = torch.zeros_like(parts)
     units = torch.eye(4, dtype=grad.dtype, device=grad.device)
-    for row in range(4):
+    for r in range(4):
         one = torch.zeros_like(parts)
-        one[:, row] = 1
-        partials = torch.unflatten(jacobian_row(one.flatten(1, 2)), 1, (4, -1)).unbind(1)
+        one[:, r] = 1
+        partials = torch.unflatten(row(one.flatten(1, 2)), 1, (4, -1)).unbind(1)
         for c, partial in enumerate(partials):
-            # The derivative is the sum of (df_row/dz_c) e_row e_c*, over 4.
-            unit = hamilton_product(units[row], units[c] if c == 0 else -units[c])
+            # The derivative is the sum of (df_r/dz_c) e_r e_c*, over 4.
+            unit = hamilton_product(units[r], units[c] if c == 0 else -units[c])
             derivative += partial.unsqueeze(1) * unit.view(4, *(1,) * (parts.dim() - 2)) / 4
     return hamilton_product(conjugate(derivative, dim=1), parts, dim=1).flatten(1, 2)
 

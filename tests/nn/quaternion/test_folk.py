@@ -1,6 +1,7 @@
 """Folk rules, layer by layer, against the definitions that they follow."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from lightning_nobp.functional.quaternion import (
     unpack,
 )
 from lightning_nobp.nn import Residual, vjp
+from lightning_nobp.nn.quaternion.activations import Cardioid, MagnitudeTanh, NormGate, PhaseSin, PhaseTanh
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv2d, QuaternionConvTranspose2d
+from lightning_nobp.nn.quaternion.encoding import QuaternionsToReal
 from lightning_nobp.nn.quaternion.folk import check_folk, folk_vjp
 from lightning_nobp.nn.quaternion.linear import QuaternionLinear
 
@@ -103,6 +106,15 @@ def test_naive_gradients_are_chains_of_naive_derivatives(side):
     assert close(grad_weight.flatten(), hamilton_product(probe[0], by_weight))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_linear_layer_takes_any_dimensions_before_its_features(rule):
+    layer, x, probe = linear("left")
+    grad_x, grads = pulled(layer, x.expand(3, 2, 5, 12), probe.expand(3, 2, 5, 8), rule)
+    flat_x, flat_grads = pulled(layer, x.repeat(6, 1), probe.repeat(6, 1), rule)
+    assert torch.equal(grad_x.reshape(30, 12), flat_x)
+    assert all(map(torch.equal, grads, flat_grads))
+
+
 def test_naive_gradients_of_a_convolution_are_those_of_its_places():
     """A kernel of one is a linear layer at every place."""
     convolution = QuaternionConv2d(12, 8, 1, dtype=torch.float64)
@@ -168,6 +180,50 @@ def test_truncated_is_the_first_term_of_the_chain_rule():
     derivative = ghr_derivative(torch.tanh, x)
     found = pulled(nn.Tanh(), x[None], probe[None], "truncated")[0][0]
     assert close(found, hamilton_product(conjugate(derivative), probe))
+
+
+@pytest.mark.parametrize("kind", [MagnitudeTanh, Cardioid, PhaseTanh, PhaseSin])
+def test_truncated_takes_activations_of_whole_quaternions_too(kind):
+    x, probe = draw(3, 4), draw(3, 4)
+    activation = kind()
+    found = pulled(activation, x, probe, "truncated")[0]
+    for mine, q, g in zip(found, x, probe, strict=True):
+        derivative = ghr_derivative(lambda q: activation(q[None])[0], q)
+        assert close(mine, hamilton_product(conjugate(derivative), g))
+    assert not close(found, true(activation, x, probe)[0])
+
+
+def test_parameters_of_a_truncated_activation_get_their_true_gradients():
+    x, probe = draw(5, 12), draw(5, 12)
+    gate = NormGate(3).double()
+    found, grads = pulled(gate, x, probe, "truncated")
+    true_grad, true_grads = true(gate, x, probe)
+    assert all(map(torch.equal, grads, true_grads))
+    assert not close(found, true_grad)
+
+
+@pytest.mark.parametrize("to_real", [nn.Linear(12, 12, dtype=torch.float64), QuaternionsToReal()])
+def test_behind_a_real_layer_nothing_is_truncated(to_real):
+    """The readout's gradients and those of the last quaternion layer are the true ones."""
+    quaternions = QuaternionLinear(16, 16 if isinstance(to_real, QuaternionsToReal) else 12, dtype=torch.float64)
+    network, x, probe = nn.Sequential(quaternions, to_real, nn.Tanh()), draw(5, 16), draw(5, 12)
+    found, grads = pulled(network, x, probe, "truncated")
+    true_grad, true_grads = true(network, x, probe)
+    assert close(found, true_grad)
+    assert all(map(close, grads, true_grads))
+
+
+def test_the_folk_rules_agree_on_the_readout_and_differ_from_the_true_one_before_it():
+    sizes = (12, 8, 8)
+    hidden = [m for n, k in itertools.pairwise(sizes) for m in (QuaternionLinear(n, k, dtype=torch.float64), nn.Tanh())]
+    network, x, probe = nn.Sequential(*hidden, nn.Linear(8, 3, dtype=torch.float64)), draw(5, 12), draw(5, 3)
+    expected = true(network, x, probe)[1]
+    for rule in RULES:
+        *before, weight, bias = pulled(network, x, probe, rule)[1]
+        assert close(weight, expected[-2])
+        assert close(bias, expected[-1])
+        for mine, right in zip(before[:2], expected[:2], strict=True):
+            assert (mine - right).norm() > 0.1 * right.norm()
 
 
 @pytest.mark.parametrize("rule", ["naive", "naive_neg", "noconj"])
