@@ -26,6 +26,9 @@ from lightning_nobp.functional.quaternion.convolution import (
     quaternion_conv1d,
     quaternion_conv2d,
     quaternion_conv3d,
+    quaternion_conv_transpose1d,
+    quaternion_conv_transpose2d,
+    quaternion_conv_transpose3d,
 )
 from lightning_nobp.functional.quaternion.ghr import ghr_derivative, naive_derivative
 from lightning_nobp.functional.quaternion.hypercomplex import (
@@ -73,6 +76,9 @@ __all__ = [
     "quaternion_conv1d",
     "quaternion_conv2d",
     "quaternion_conv3d",
+    "quaternion_conv_transpose1d",
+    "quaternion_conv_transpose2d",
+    "quaternion_conv_transpose3d",
     "quaternion_linear",
     "quaternion_linear_vjp",
     "quaternion_rotation",

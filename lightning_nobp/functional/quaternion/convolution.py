@@ -190,6 +190,76 @@ def quaternion_conv3d(
     return quaternion_conv(x, weight, bias, geometry, side, algorithm)
 
 
+def quaternion_conv_transpose1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    side: Side = "left",
+    algorithm: Algorithm = "auto",
+) -> Tensor:
+    """:func:`quaternion_conv_transpose2d` over sequences ``(batch, 4N, length)``."""
+    geometry = convolution(1, weight, stride, padding, dilation, groups, transposed=True, output_padding=output_padding)
+    return quaternion_conv(x, weight, bias, geometry, side, algorithm)
+
+
+def quaternion_conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    side: Side = "left",
+    algorithm: Algorithm = "auto",
+) -> Tensor:
+    """The transposed convolution, ``F.conv_transpose2d`` with Hamilton products ``w x`` or ``x w``.
+
+    Args:
+        x: ``(batch, 4N, height, width)``, or without the batch; channels component-major.
+        weight: ``(4, N, M / groups, kernel_height, kernel_width)``.
+        bias: ``(4M,)``, component-major, or None.
+        stride: One number or one a dimension.
+        padding: What is cut off each side of the output, likewise.
+        output_padding: What is added to one side of it, likewise.
+        groups: Of quaternion channels.
+        dilation: Of the kernel.
+        side: ``'left'`` for ``w x``, ``'right'`` for ``x w``.
+        algorithm: See :func:`quaternion_linear`.
+
+    Returns:
+        ``(batch, 4M, out_height, out_width)``.
+
+    Raises:
+        ValueError: Shapes or numbers that do not fit, or an unknown side or algorithm.
+    """
+    geometry = convolution(2, weight, stride, padding, dilation, groups, transposed=True, output_padding=output_padding)
+    return quaternion_conv(x, weight, bias, geometry, side, algorithm)
+
+
+def quaternion_conv_transpose3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    side: Side = "left",
+    algorithm: Algorithm = "auto",
+) -> Tensor:
+    """:func:`quaternion_conv_transpose2d` over volumes ``(batch, 4N, depth, height, width)``."""
+    geometry = convolution(3, weight, stride, padding, dilation, groups, transposed=True, output_padding=output_padding)
+    return quaternion_conv(x, weight, bias, geometry, side, algorithm)
+
+
 def convolution(
     dims: int,
     weight: Tensor,

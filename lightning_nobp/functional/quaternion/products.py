@@ -170,7 +170,7 @@ def _chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduc
     # With autocast, the products are taken in half precision whatever the inputs' type.
     wide = x.dtype in _WIDE and not _autocast(x)
     if algorithm == "fast8":
-        return "fast8" if wide else _fall_back(x.dtype)
+        return "fast8" if wide else _fall_back(torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype)
     return "fast8" if wide and x.device.type == "cpu" and product.gains(x, weight) else "block"
 
 
@@ -182,9 +182,10 @@ def _autocast(x: Tensor) -> bool:
 @cache
 def _fall_back(dtype: torch.dtype) -> str:
     warnings.warn(
-        f"algorithm='fast8' adds up four components before it multiplies, which costs {dtype} under autocast or by "
-        "itself half of its digits: algorithm='block' is taken instead",
-        stacklevel=2,
+        f"algorithm='fast8' adds up four components before it multiplies, which doubles the errors of {dtype}: "
+        "algorithm='block' is taken instead",
+        # Whoever called quaternion_linear or one of the convolutions.
+        stacklevel=5,
     )
     return "block"
 
@@ -234,10 +235,10 @@ class _Fast8(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.product, ctx.side = inputs
+        x, weight, _, ctx.product, ctx.side = inputs
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
-        ctx.bias_dims = 0 if bias is None else bias.dim()
+        ctx.shape = output.shape
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -255,7 +256,7 @@ class _Fast8(torch.autograd.Function):
         x0, weight0 = ctx.saved_tensors
         parts = [] if x is None else [fast8(x, weight0, None, ctx.product, ctx.side)]
         parts += [] if weight is None else [fast8(x0, weight, None, ctx.product, ctx.side)]
-        parts += [] if bias is None else [bias]
+        parts += [] if bias is None else [bias.expand(ctx.shape)]
         return sum(parts[1:], parts[0])
 
     @staticmethod

@@ -9,6 +9,9 @@ from lightning_nobp.functional.quaternion import (
     quaternion_conv1d,
     quaternion_conv2d,
     quaternion_conv3d,
+    quaternion_conv_transpose1d,
+    quaternion_conv_transpose2d,
+    quaternion_conv_transpose3d,
     quaternion_linear,
 )
 from lightning_nobp.functional.quaternion.convolution import convolution, quaternion_conv, quaternion_conv_vjp
@@ -145,3 +148,25 @@ def test_what_does_not_fit_is_refused(options, message):
     arguments = {"x": torch.zeros(2, 16, 6, 5), "weight": torch.zeros(4, 4, 4, 3, 3)} | options
     with pytest.raises(ValueError, match=message):
         quaternion_conv2d(**arguments)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_transposed_convolution_is_torchs_with_the_block_kernel(dims, algorithm):
+    """In torch's order of arguments."""
+    run = (quaternion_conv_transpose1d, quaternion_conv_transpose2d, quaternion_conv_transpose3d)[dims - 1]
+    torchs = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    x, weight, bias = draw(2, 8, *(4,) * dims), draw(4, 2, 3, *(3,) * dims, seed=1), draw(12, seed=2)
+    block = convolution(dims, weight, transposed=True).block(weight, "right")
+    arguments = (2, 1, 1, 1, 2)
+    found = run(x, weight, bias, *arguments, side="right", algorithm=algorithm)
+    assert (found - torchs(x, block, bias, *arguments)).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_bias_is_added_to_every_place_of_its_channel(x, algorithm, groups):
+    weight, bias = kernels({"groups": groups}), draw(16, seed=4)
+    without = quaternion_conv2d(x, weight, None, groups=groups, algorithm=algorithm)
+    found = quaternion_conv2d(x, weight, bias, groups=groups, algorithm=algorithm)
+    assert (found - without - bias.view(-1, 1, 1)).abs().max() < 1e-13

@@ -180,11 +180,19 @@ def test_auto_takes_the_fast_algorithm_where_it_gains(monkeypatch):
     assert taken == [256, 32, 1]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_derivative_forwards_along_a_bias_is_the_bias(x, weight, bias, algorithm):
+    run = lambda b: quaternion_linear(x, weight, b, algorithm=algorithm)  # noqa: E731
+    _, tangent = torch.func.jvp(run, (bias,), (torch.ones(12, dtype=torch.float64),))
+    assert torch.equal(tangent, torch.ones(7, 12, dtype=torch.float64))
+
+
 def test_half_precision_takes_block_with_the_reason():
     products._fall_back.cache_clear()
     x, weight = torch.randn(4, 8).bfloat16(), torch.randn(4, 2, 2).bfloat16()
-    with pytest.warns(UserWarning, match="algorithm='block' is taken instead"):
+    with pytest.warns(UserWarning, match="errors of torch.bfloat16: algorithm='block' is taken instead") as caught:
         y = quaternion_linear(x, weight, algorithm="fast8")
+    assert caught[0].filename == __file__
     assert torch.equal(y, quaternion_linear(x, weight, algorithm="block"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
