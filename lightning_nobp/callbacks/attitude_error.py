@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from lightning_nobp.functional.quaternion import rotation_angle, unpack
 from lightning_nobp.rules.synchronisation import sum_over_ranks
@@ -16,7 +15,7 @@ class AttitudeError(Callback):
     """Log the mean angle in degrees between predicted and true orientations.
 
     Logged are ``val/angle``, and of the test set ``test/angle_known_frames`` and ``test/angle_any_frame``: samples
-    from the frames of training, and from all. It goes with
+    from the frames of training, and from all. What no sample was of is not logged. It goes with
     :class:`~lightning_nobp.datamodules.AttitudeDataModule`, whose batches tell which a sample is.
     """
 
@@ -45,14 +44,11 @@ class AttitudeError(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean angle, over all ranks."""
-        _, known = self._means()
-        pl_module.log("val/angle", known)
+        self._log(pl_module, (None, "val/angle"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean angles, over all ranks."""
-        other, known = self._means()
-        pl_module.log("test/angle_known_frames", known)
-        pl_module.log("test/angle_any_frame", other)
+        self._log(pl_module, ("test/angle_any_frame", "test/angle_known_frames"))
 
     def _count(self, outputs: Any, batch: Any) -> None:
         scores = outputs.get("scores") if isinstance(outputs, Mapping) else None
@@ -66,7 +62,8 @@ class AttitudeError(Callback):
             chosen = angle[batch[2] == bool(frame)]
             self._sums[frame] += torch.stack([chosen.sum(), chosen.new_tensor(len(chosen))]).cpu()
 
-    def _means(self) -> Tensor:
-        """Mean angle in degrees of the samples from other frames, and of those from known ones."""
-        total, count = sum_over_ranks(self._sums).unbind(1)
-        return (total / count * (180 / math.pi)).float()
+    def _log(self, pl_module: LightningModule, names: tuple[str | None, str]) -> None:
+        """Log the mean angle in degrees of the samples from other frames, and of those from known ones."""
+        for name, (total, count) in zip(names, sum_over_ranks(self._sums), strict=True):
+            if name is not None and count:
+                pl_module.log(name, (total / count * (180 / math.pi)).float())

@@ -185,6 +185,10 @@ def _is_tied_or_frozen(module: nn.Module) -> bool:
     return len(every) > len(set(every)) or not all(p.requires_grad for p in module.parameters())
 
 
+# The last four are what `reduction` of torch's losses and the bounds of Hardtanh were once called.
+_NOT_ARCHITECTURE = ("device", "dtype", "self", "size_average", "reduce", "min_value", "max_value")
+
+
 def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
     """``module`` as class path and arguments, or None unless rebuilding them gives the same architecture.
 
@@ -197,9 +201,10 @@ def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
         return {"class_path": "lightning_nobp.nn.sequential", "init_args": {"layers": layers}}
     cls = type(module)
     arguments = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        # The last two are what `reduction` of torch's losses was once called.
-        if name in ("device", "dtype", "self", "size_average", "reduce"):
+    # Without a constructor of its own, a layer would seem to take whatever nn.Module takes.
+    parameters = {} if cls.__init__ is nn.Module.__init__ else inspect.signature(cls).parameters
+    for name, parameter in parameters.items():
+        if name in _NOT_ARCHITECTURE:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             return None

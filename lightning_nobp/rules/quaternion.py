@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional import backprop as formulas
-from lightning_nobp.functional.quaternion.losses import chordal_loss, geodesic_loss, unit_mse
+from lightning_nobp.functional.quaternion.losses import chordal_loss, geodesic_loss, imaginary_mse, unit_mse
 from lightning_nobp.nn.backprop import check_supported, vjp
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.nn.quaternion.adam import QuaternionAdam, quaternion_parameters
@@ -21,6 +21,7 @@ BackwardMode = Literal["ghr", "autograd", "naive", "naive_neg", "noconj", "trunc
 _CLASS_LOSSES = {"mse": formulas.mean_squared_error, "cross_entropy": formulas.cross_entropy}
 _QUATERNION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
+    "imaginary_mse": imaginary_mse,
     "unit_mse": unit_mse,
     "geodesic": geodesic_loss,
     "chordal": chordal_loss,
@@ -35,9 +36,9 @@ class QuaternionBackprop(ClassificationRule):
     gradients that are written are ``grad_scale`` times these derivatives: 4 times they equal autograd's.
 
     Args:
-        loss: ``'cross_entropy'`` or ``'mse'`` for classes; ``'mse'`` of the components, ``'unit_mse'``, ``'geodesic'``
-            or ``'chordal'`` (see :mod:`lightning_nobp.functional.quaternion`) for quaternions; or a module that takes
-            outputs and targets and gives one real number.
+        loss: ``'cross_entropy'`` or ``'mse'`` for classes; ``'mse'`` of the components, ``'imaginary_mse'``,
+            ``'unit_mse'``, ``'geodesic'`` or ``'chordal'`` (see :mod:`lightning_nobp.functional.quaternion`) for
+            quaternions; or a module that takes outputs and targets and gives one real number.
         task: ``'classification'`` for class numbers, ``'regression'`` for targets of the outputs' shape.
         backward_mode: ``'ghr'``; ``'autograd'``, the same gradients by torch; or one of the rules that do not hold, to
             see what they do: ``'naive'``, the sum of partial derivatives carried by the ordinary chain rule;
@@ -46,10 +47,11 @@ class QuaternionBackprop(ClassificationRule):
         grad_scale: 4 keeps the learning rates of real networks; 1 is the paper's derivative. SGD with ``grad_scale=1``
             and four times the learning rate goes the same way.
         **kwargs: See :class:`ClassificationRule`. ``network`` is a preset (``'mlp'``, ``'cnn'``), or an
-            ``nn.Sequential`` of layers with a registered rule, real ones too.
+            ``nn.Sequential`` of layers with a registered rule, real ones too; for ``'regression'`` a module.
 
     Raises:
-        ValueError: An unknown option, or a loss that does not fit the task or has weights to train.
+        ValueError: An unknown option, a preset for regression, or a loss that does not fit the task, has weights to
+            train or gives several numbers.
         TypeError: A layer that the backward pass does not know; the message names it.
 
     References:
@@ -89,6 +91,11 @@ class QuaternionBackprop(ClassificationRule):
             raise ValueError(f"grad_scale={grad_scale} must be positive: 4 for autograd's gradient, 1 for dL/dw*")
         self.task, self.backward_mode, self.grad_scale = task, backward_mode, grad_scale
         super().__init__(**kwargs)
+        if not self.classifies and self.network is None and self.num_classes is None:
+            raise ValueError(
+                "network: presets make scores of classes, but task='regression' has none: give a module whose outputs "
+                "have the shape of the targets, like EquivariantMLP"
+            )
         # Behind the base's constructor: it may be a module, which the base then owns.
         self.loss = loss
 
@@ -162,9 +169,18 @@ class QuaternionBackprop(ClassificationRule):
         Args:
             scores: The network's output.
             target: See :meth:`compute_gradients`.
+
+        Raises:
+            ValueError: Targets of another shape, or a loss of several numbers.
         """
         if isinstance(self.loss, nn.Module):
-            return cast(Tensor, self.loss(scores, target))
+            found: Tensor = self.loss(scores, target)
+            if found.dim():
+                raise ValueError(
+                    f"loss={type(self.loss).__name__} gives numbers of shape {tuple(found.shape)}: it must give one, "
+                    "by reduction='mean'"
+                )
+            return found
         if not self.classifies:
             if scores.shape != target.shape:
                 raise ValueError(

@@ -54,6 +54,18 @@ def test_frames_are_told_apart(tmp_path):
     assert tested["test/angle_any_frame"] > 90
 
 
+@pytest.mark.parametrize(("known", "names"), [(True, {"angle_known_frames"}), (False, {"angle_any_frame"})])
+def test_frames_that_no_sample_is_from_are_not_logged(tmp_path, known, names):
+    poses = torch.randn(6, 32), torch.randn(6, 4), torch.full((6,), known)
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*poses), batch_size=3)
+    run = trainer(tmp_path, callbacks=[AttitudeError()])
+    [tested] = run.test(rule(EquivariantMLP(32)), batches, verbose=False)
+    assert {name for name in tested if "angle" in name} == {f"test/{name}" for name in names}
+    [validated] = run.validate(rule(EquivariantMLP(32)), batches, verbose=False)
+    assert ("val/angle" in validated) == known
+    assert all(math.isfinite(value) for value in (tested | validated).values())
+
+
 def test_validation_logs_the_angle(tmp_path):
     network = EquivariantMLP(32, hidden_dims=(16,))
     run = trainer(tmp_path, callbacks=[AttitudeError()], max_epochs=1)

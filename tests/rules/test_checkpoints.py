@@ -40,6 +40,8 @@ NETWORKS = {
         nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5, momentum=0.2), nn.ReLU()),
         Residual(nn.Sequential(nn.Dropout(0.25), nn.Linear(5, 5), nn.GELU("tanh"))),
         nn.LayerNorm(5),
+        nn.Tanh(),
+        nn.Hardtanh(-0.5, 2.0),
         nn.Linear(5, 3),
     ),
 }

@@ -71,7 +71,7 @@ def train(rule, steps, lr):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("loss", ["mse", "unit_mse", "geodesic", "chordal", nn.L1Loss()], ids=str)
+@pytest.mark.parametrize("loss", ["mse", "imaginary_mse", "unit_mse", "geodesic", "chordal", nn.L1Loss()], ids=str)
 def test_the_written_gradient_is_four_times_the_ghr_derivative(side, loss):
     network, batch = small_network(side), regression_batch()
     explicit = gradients(make_rule(network, loss=loss), batch)
@@ -79,19 +79,28 @@ def test_the_written_gradient_is_four_times_the_ghr_derivative(side, loss):
     assert relative_difference(explicit, automatic) < 1e-14
 
 
-def test_finite_differences_agree():
-    network, batch = small_network(), regression_batch()
-    rule = make_rule(network)
-    grad = gradients(rule, batch)[0]
-    weight, eps = network[0].weight, 1e-6
-    for index in [(0, 0, 0), (1, 7, 2), (2, 3, 1), (3, 5, 0)]:
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                weight[index] += sign * eps
-                values.append(float(rule.loss_function(rule(batch[0]), batch[1])))
-                weight[index] -= sign * eps
-        assert (values[0] - values[1]) / (2 * eps) == pytest.approx(float(grad[index]), rel=1e-6)
+@torch.no_grad()
+def central_differences(rule, batch, eps=1e-6):
+    """Of the loss in every number of every parameter."""
+    found = []
+    for parameter in rule.parameters():
+        slopes = []
+        for number in parameter.view(-1).unbind():
+            value, ends = number.clone(), []
+            for sign in (1, -1):
+                number.copy_(value + sign * eps)
+                ends.append(rule.loss_function(rule(batch[0]), batch[1]))
+            number.copy_(value)
+            slopes.append((ends[0] - ends[1]) / (2 * eps))
+        found.append(torch.stack(slopes).view_as(parameter))
+    return found
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("loss", ["mse", "geodesic"])
+def test_finite_differences_agree(side, loss):
+    rule, batch = make_rule(small_network(side), loss=loss), regression_batch()
+    assert relative_difference(gradients(rule, batch), central_differences(rule, batch)) < 1e-7
 
 
 def test_the_papers_equations_layer_by_layer():
@@ -266,13 +275,18 @@ def test_quaternion_adam_shares_second_moments_in_quaternion_layers_only():
         ({"loss": "cross_entropy", "task": "regression"}, "loss='cross_entropy' is no loss of task='regression'"),
         ({"task": "ranking"}, "task='ranking' is not one of"),
         ({"backward_mode": "hr"}, "backward_mode='hr' is not one of 'ghr'"),
+        (
+            {"task": "regression", "loss": "mse", "num_classes": None},
+            "network: presets make scores of classes.* a module",
+        ),
+        ({"task": "regression", "loss": "mse", "num_classes": None, "network": "cnn"}, "network: presets make"),
         ({"grad_scale": 0}, "grad_scale=0 must be positive"),
         ({"grad_scale": float("inf")}, "grad_scale=inf must be positive"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        QuaternionBackprop(num_classes=3, **options)
+        QuaternionBackprop(**{"num_classes": 3} | options)
 
 
 def test_a_loss_that_would_not_train_is_refused():
@@ -281,6 +295,13 @@ def test_a_loss_that_would_not_train_is_refused():
         make_rule(small_network(), loss=loss)
     make_rule(small_network(), loss=loss, backward_mode="autograd")
     make_rule(small_network(), loss=loss.requires_grad_(False))
+
+
+@pytest.mark.parametrize("mode", ["ghr", "autograd"])
+def test_a_loss_of_several_numbers_is_refused(mode):
+    rule = make_rule(small_network(), loss=nn.MSELoss(reduction="none"), backward_mode=mode)
+    with pytest.raises(ValueError, match=r"loss=MSELoss gives numbers of shape \(64, 8\): it must give one, by reduct"):
+        rule.compute_gradients(regression_batch())
 
 
 def test_targets_of_another_shape_are_refused():

@@ -13,13 +13,18 @@ from toys import loader, trainer
 from lightning_nobp.callbacks import AttitudeError
 from lightning_nobp.cli.export import export
 from lightning_nobp.datamodules import AttitudeDataModule, DigitsDataModule
+from lightning_nobp.functional.quaternion import hamilton_rule
 from lightning_nobp.nn import (
     EquivariantMLP,
+    PHMConv2d,
+    PHMLinear,
     QuaternionAdam,
     QuaternionAutoencoder,
     QuaternionCNN,
     QuaternionMLP,
+    QuaternionRotation,
 )
+from lightning_nobp.nn.quaternion.hypercomplex import PHMConv1d
 from lightning_nobp.rules import QuaternionBackprop
 
 ADAM = partial(QuaternionAdam, lr=3e-3)
@@ -27,6 +32,15 @@ NETWORKS = {
     "mlp": partial(QuaternionMLP, hidden_dims=(16, 16), dropout=0.2),
     "cnn": partial(QuaternionCNN, channels=(8, 16), norm="whiten"),
 }
+
+
+HYPERCOMPLEX = nn.Sequential(
+    PHMConv1d(4, 8, 12, 3, groups=1, rule=hamilton_rule("right")),
+    PHMConv2d(2, 12, 8, 3, 2, 1, groups=2, bias=False),
+    PHMLinear(3, 12, 6),
+    QuaternionRotation(6, 9),
+    QuaternionRotation(9, 3, scale=False),
+)
 
 
 def classifier(network, **options):
@@ -67,9 +81,10 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed(tmp_path, network):
         {"network": NETWORKS["mlp"], "num_classes": 10, "input_shape": (1, 8, 8), "grad_scale": 1},
         {"network": "cnn", "num_classes": 10, "input_shape": (3, 16, 16), "backward_mode": "autograd"},
         {"network": EquivariantMLP(32, hidden_dims=(16,)), "loss": "unit_mse", "task": "regression"},
+        {"network": HYPERCOMPLEX, "loss": "mse", "task": "regression"},
         {"network": QuaternionAutoencoder((8,)), "loss": nn.SmoothL1Loss(beta=0.5), "task": "regression"},
     ],
-    ids=["mlp", "cnn", "equivariant", "autoencoder"],
+    ids=["mlp", "cnn", "equivariant", "hypercomplex", "autoencoder"],
 )
 def test_checkpoints_say_how_to_build_the_rule_again(tmp_path, options):
     rule = QuaternionBackprop(optimizer=ADAM, **options)

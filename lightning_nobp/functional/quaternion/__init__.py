@@ -42,6 +42,7 @@ from lightning_nobp.functional.quaternion.losses import (
     chordal_loss,
     component_mse,
     geodesic_loss,
+    imaginary_mse,
     rotation_angle,
     unit_mse,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "hamilton_block",
     "hamilton_product",
     "hamilton_rule",
+    "imaginary_mse",
     "inverse",
     "log",
     "magnitude_tanh",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.quaternion.algebra import components
+from lightning_nobp.functional.quaternion.algebra import check_components, root, widened
 
 
 def magnitude_tanh(q: Tensor, dim: int = -1) -> Tensor:
@@ -31,7 +31,7 @@ def magnitude_tanh(q: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: Not 4 components.
     """
-    wide = _wide(q)
+    wide = widened(q)
     length, inverse = _length(wide, dim)
     gain = torch.where(inverse == 0, torch.ones_like(length), length.tanh() * inverse)
     return (gain * wide).to(q.dtype)
@@ -45,7 +45,7 @@ def magnitude_tanh_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
         q: Input; ``r`` is its length, ``n = q / r``.
         dim: Where the components lie.
     """
-    wide, g = _wide(q), _wide(grad)
+    wide, g = widened(q), widened(grad)
     length, inverse = _length(wide, dim)
     tanh = length.tanh()
     gain = torch.where(inverse == 0, torch.ones_like(length), tanh * inverse)
@@ -65,7 +65,7 @@ def cardioid(q: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: Not 4 components.
     """
-    wide = _wide(q)
+    wide = widened(q)
     _, inverse = _length(wide, dim)
     cosine = wide.narrow(dim, 0, 1) * inverse
     return ((0.5 + 0.5 * cosine) * wide).to(q.dtype)
@@ -79,7 +79,7 @@ def cardioid_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
         q: Input; ``n`` is its direction, ``c`` the real part of that, ``e_0`` the quaternion 1.
         dim: Where the components lie.
     """
-    wide, g = _wide(q), _wide(grad)
+    wide, g = widened(q), widened(grad)
     _, inverse = _length(wide, dim)
     cosine = wide.narrow(dim, 0, 1) * inverse
     half_along = 0.5 * _dot(g, wide, dim) * inverse
@@ -101,7 +101,7 @@ def mod_relu(q: Tensor, bias: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: Not 4 components.
     """
-    wide = _wide(q)
+    wide = widened(q)
     length, inverse = _length(wide, dim)
     return (torch.relu(length + bias) * inverse * wide).to(q.dtype)
 
@@ -120,7 +120,7 @@ def mod_relu_vjp(grad: Tensor, q: Tensor, bias: Tensor, dim: int = -1) -> tuple[
     Returns:
         The gradient of ``q``, and that of the bias at every quaternion: one component along ``dim``, not summed.
     """
-    wide, g = _wide(q), _wide(grad)
+    wide, g = widened(q), widened(grad)
     length, inverse = _length(wide, dim)
     # Cut off by the sum itself: the bias may be half precision, the sum not.
     output = torch.relu(length + bias)
@@ -144,8 +144,8 @@ def norm_gate(q: Tensor, slope: Tensor, shift: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: Not 4 components.
     """
-    wide = _wide(q)
-    return (torch.tanh(slope * _length(wide, dim)[0] + shift) * wide).to(q.dtype)
+    wide = widened(q)
+    return (torch.tanh(slope * _modulus(wide, dim) + shift) * wide).to(q.dtype)
 
 
 def norm_gate_vjp(
@@ -166,7 +166,7 @@ def norm_gate_vjp(
         The gradient of ``q``, and those of slope and shift at every quaternion, one component along ``dim``, not
         summed.
     """
-    wide, g = _wide(q), _wide(grad)
+    wide, g = widened(q), widened(grad)
     length, inverse = _length(wide, dim)
     gate = torch.tanh(slope * length + shift)
     of_shift = (1 - gate * gate) * _dot(g, wide, dim)
@@ -272,7 +272,7 @@ class _Polar(NamedTuple):
 def _polar(q: Tensor, dim: int) -> _Polar:
     length, inverse = _length(q, dim)
     real, imaginary = torch.split(q, [1, 3], dim)
-    sine = _root(imaginary.square().sum(dim, keepdim=True))[0] * inverse
+    sine = root(imaginary.square().sum(dim, keepdim=True)) * inverse
     is_real = sine <= torch.finfo(q.dtype).eps
     sine = torch.where(is_real, torch.ones_like(sine), sine)
     return _Polar(length, inverse, real * inverse, sine, imaginary, is_real)
@@ -286,19 +286,19 @@ def _turned(polar: _Polar, angles: _Angles) -> tuple[Tensor, Tensor]:
 
 
 def _turn(q: Tensor, dim: int, angles: _Angles) -> Tensor:
-    polar = _polar(_wide(q), dim)
+    polar = _polar(widened(q), dim)
     cosine, sine = _turned(polar, angles)
     return torch.cat([polar.length * cosine, sine / polar.sine * polar.imaginary], dim).to(q.dtype)
 
 
 def _turn_vjp(grad: Tensor, q: Tensor, dim: int, angles: _Angles, slope: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    polar = _polar(_wide(q), dim)
+    polar = _polar(widened(q), dim)
     new_cosine, new_sine = _turned(polar, angles)
     zeros = torch.zeros_like(polar.sine)
     sine = torch.where(polar.is_real, zeros, polar.sine)
     # n is this times the imaginary part.
     to_axis = torch.where(polar.is_real, zeros, polar.inverse / polar.sine)
-    real, imaginary = torch.split(_wide(grad), [1, 3], dim)
+    real, imaginary = torch.split(widened(grad), [1, 3], dim)
     along = _dot(imaginary, polar.imaginary, dim) * to_axis
     radial = real * new_cosine + along * new_sine
     turn = slope(polar.cosine, polar.sine) * (along * new_cosine - real * new_sine)
@@ -308,25 +308,19 @@ def _turn_vjp(grad: Tensor, q: Tensor, dim: int, angles: _Angles, slope: Callabl
     return torch.cat(parts, dim).to(grad.dtype)
 
 
-def _wide(q: Tensor) -> Tensor:
-    return q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
+def _modulus(q: Tensor, dim: int) -> Tensor:
+    """``|q|``, one component along ``dim``, with gradient 0 at 0."""
+    check_components(q, dim, "q")
+    return root(q.square().sum(dim, keepdim=True))
 
 
 def _length(q: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """``|q|`` and ``1 / |q|``, one component along ``dim``; both 0 at 0, with gradient 0.
-
-    Much faster than ``torch.linalg.vector_norm`` where ``dim`` is not the last.
-    """
-    components(q, dim, "q")  # refuses other numbers of them
-    return _root(q.square().sum(dim, keepdim=True))
-
-
-def _root(square: Tensor) -> tuple[Tensor, Tensor]:
-    is_zero = square == 0
+    """``|q|`` and ``1 / |q|``; both 0 at 0, with gradient 0."""
+    length = _modulus(q, dim)
+    is_zero = length == 0
     # Autograd would multiply the masked gradient of a division by 0 by infinity.
-    root = torch.where(is_zero, torch.ones_like(square), square).sqrt()
-    zeros = torch.zeros_like(root)
-    return torch.where(is_zero, zeros, root), torch.where(is_zero, zeros, 1 / root)
+    inverse = 1 / torch.where(is_zero, torch.ones_like(length), length)
+    return length, torch.where(is_zero, torch.zeros_like(length), inverse)
 
 
 def _dot(p: Tensor, q: Tensor, dim: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.quaternion.algebra import components, hamilton_product, rotate
+from lightning_nobp.functional.quaternion.algebra import check_components, hamilton_product, rotate
 from lightning_nobp.functional.quaternion.products import Side, check_options
 
 QuaternionFunction = Callable[[Tensor], Tensor]
@@ -33,14 +33,16 @@ def ghr_derivative(
         The derivative at each ``q``, ``(..., 4)``.
 
     Raises:
-        ValueError: ``q`` or ``mu`` are no quaternions, ``f`` gives neither quaternions nor real numbers, or the side is
-            unknown.
+        ValueError: ``q`` or ``mu`` are no quaternions, ``q`` is not of floating point, ``mu`` is 0, ``f`` gives neither
+            quaternions nor real numbers, or the side is unknown.
 
     References:
         Xu, Jahanchahi, Took and Mandic, "Enabling quaternion derivatives: the generalized HR calculus", Royal Society
         Open Science 2 (2015). Poeppelbaum and Schwung, "Quaternion Backpropagation", arXiv 2212.13082.
     """
     check_options(side, "auto")
+    if mu is not None:
+        _check_direction(mu)
     partials = _partials(f, q)
     result = partials[0]
     for partial, unit in zip(partials[1:], torch.eye(4, dtype=q.dtype, device=q.device)[1:], strict=True):
@@ -71,8 +73,19 @@ def naive_derivative(f: QuaternionFunction, q: Tensor) -> Tensor:
     )
 
 
+def _check_direction(mu: Tensor) -> None:
+    check_components(mu, -1, "mu")
+    # Numbers that are not there yet cannot be looked at.
+    if torch.compiler.is_compiling() or mu.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(mu):
+        return
+    if (mu == 0).all(-1).any():
+        raise ValueError(f"mu of shape {tuple(mu.shape)} holds a quaternion 0, which turns nothing: leave it out")
+
+
 def _partials(f: QuaternionFunction, q: Tensor) -> list[Tensor]:
-    components(q, -1, "q")
+    check_components(q, -1, "q")
+    if not q.is_floating_point():
+        raise ValueError(f"q is {q.dtype}: derivatives are taken at real numbers, so convert it (q.double())")
     found = []
     for direction in torch.eye(4, dtype=q.dtype, device=q.device):
         y, partial = torch.func.jvp(f, (q,), (direction.expand_as(q),))  # type: ignore[misc]

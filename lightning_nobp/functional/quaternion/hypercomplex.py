@@ -8,50 +8,65 @@ References:
     Parameterized Hypercomplex Convolutions", arXiv 2110.04176.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from lightning_nobp.functional.quaternion.products import Side, hamilton_block
 
 
-def phm_weight(rule: Tensor, weight: Tensor) -> Tensor:
+def phm_weight(rule: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
     """``W = sum_i A_i (x) S_i``, the weight of a real layer.
 
     Args:
         rule: A, ``(n, n, n)``: which A, component of the output, component of the input.
-        weight: S, ``(n, M, N, ...)``: which S, output, input, and a kernel's dimensions.
+        weight: S, ``(n, M, N / groups, ...)``: which S, output, input, and a kernel's dimensions.
+        groups: Of outputs that have no inputs in common.
 
     Returns:
-        ``(n M, n N, ...)``, which maps component-major features to component-major features.
+        ``(n M, n N / groups, ...)``, which maps component-major features to component-major features, those of each
+        group by themselves: outputs go group by group.
 
     Raises:
         ValueError: Shapes that do not fit.
     """
     _check(rule, weight)
     n, outputs, inputs, *kernel = weight.shape
+    if groups < 1 or outputs % groups:
+        raise ValueError(f"groups={groups} does not divide the {outputs} outputs of the weight")
     # A kernel's dimensions are carried along as one.
-    whole = torch.einsum("iab,imkx->ambkx", rule, weight.reshape(n, outputs, inputs, -1))
-    return whole.reshape(n * outputs, n * inputs, *kernel)
+    whole = torch.einsum("iab,imkx->ambkx", rule, weight.reshape(n, outputs, inputs, math.prod(kernel)))
+    by_group = torch.unflatten(whole, 1, (groups, outputs // groups)).transpose(0, 1)
+    return by_group.reshape(n * outputs, n * inputs, *kernel)
 
 
 def phm_weight_vjp(
-    grad: Tensor, rule: Tensor, weight: Tensor, *, needs_rule_grad: bool = True, needs_weight_grad: bool = True
+    grad: Tensor,
+    rule: Tensor,
+    weight: Tensor,
+    groups: int = 1,
+    *,
+    needs_rule_grad: bool = True,
+    needs_weight_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of :func:`phm_weight`: of ``A_i[a, b]`` it is ``<G_ab, S_i>``, of ``S_i`` ``sum_ab A_i[a, b] G_ab``.
 
     Args:
-        grad: ``(n M, n N, ...)``, made of the blocks ``G_ab``.
+        grad: ``(n M, n N / groups, ...)``, made of the blocks ``G_ab``.
         rule: ``(n, n, n)``.
-        weight: ``(n, M, N, ...)``.
+        weight: ``(n, M, N / groups, ...)``.
+        groups: As in the forward pass.
         needs_rule_grad: Whether to compute the gradient of ``rule``.
         needs_weight_grad: Whether to compute the gradient of ``weight``.
 
     Returns:
         The gradients of ``rule`` and ``weight``, None where not needed.
     """
-    n, outputs, inputs, *_ = weight.shape
-    blocks = grad.reshape(n, outputs, n, inputs, -1)
-    flat = weight.reshape(n, outputs, inputs, -1)
+    n, outputs, inputs, *kernel = weight.shape
+    by_group = grad.reshape(groups, n, outputs // groups, n, inputs, math.prod(kernel))
+    blocks = by_group.transpose(0, 1).flatten(1, 2)
+    flat = weight.reshape(n, outputs, inputs, math.prod(kernel))
     grad_rule = torch.einsum("ambkx,imkx->iab", blocks, flat.to(grad.dtype)) if needs_rule_grad else None
     if not needs_weight_grad:
         return grad_rule, None
@@ -108,15 +123,25 @@ def phm_to_quaternion(rule: Tensor, weight: Tensor, side: Side = "left") -> Tens
     _check(rule, weight)
     if len(rule) != 4:
         raise ValueError(f"rule of shape {tuple(rule.shape)}: quaternions have four components, (4, 4, 4)")
-    hamilton = hamilton_rule(side, device=rule.device, dtype=rule.dtype)
-    mixing = torch.einsum("iab,jab->ij", rule, hamilton) / 4
-    distance = (torch.einsum("ij,jab->iab", mixing, hamilton) - rule).abs().max()
+    mixing, distance = _in_units(rule, side)
     if distance > 64 * torch.finfo(rule.dtype).eps * rule.abs().max():
         raise ValueError(
-            f"rule multiplies in another way than quaternions from the {side}, by up to {float(distance):.1e} in an "
+            f"rule multiplies in another way than quaternions from the {side}, by up to {distance:.1e} in an "
             "entry: only a layer with the rule of hamilton_rule can become one of quaternions"
         )
     return torch.einsum("ij,i...->j...", mixing, weight)
+
+
+def closest_side(rule: Tensor) -> Side:
+    """The side from which quaternions multiply most like ``rule``, ``(4, 4, 4)``."""
+    return "right" if _in_units(rule, "right")[1] < _in_units(rule, "left")[1] else "left"
+
+
+def _in_units(rule: Tensor, side: Side) -> tuple[Tensor, float]:
+    """``T`` of the sums ``T_ij H_j`` that are closest to the rule, and how far they are off in an entry."""
+    hamilton = hamilton_rule(side, device=rule.device, dtype=rule.dtype)
+    mixing = torch.einsum("iab,jab->ij", rule, hamilton) / 4
+    return mixing, float((torch.einsum("ij,jab->iab", mixing, hamilton) - rule).abs().max())
 
 
 def _check(rule: Tensor, weight: Tensor) -> None:

@@ -1,31 +1,50 @@
 """Losses of quaternions: real numbers, since only those can be ordered, and hence descended.
 
-Outputs and targets are features ``(batch, 4N)``, component-major; each loss is a mean over batch and quaternions.
+Outputs and targets are features ``(batch, 4N)``, component-major, of one shape; each loss is a mean over batch and
+quaternions. That of half precision is computed in float32 and stays so, since a mean may be too large for less. Targets
+of another shape are refused by a ``ValueError``: broadcast, they would be learned in silence.
 """
 
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.quaternion.algebra import conjugate, hamilton_product, norm, normalize, unpack
+from lightning_nobp.functional.quaternion.algebra import (
+    conjugate,
+    hamilton_product,
+    in_range,
+    normalize,
+    unpack,
+    widened,
+)
 
 
 def component_mse(y: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of the components: a quarter of the mean of ``|y - t|^2``."""
+    y, target = _pair(y, target)
     return (y - target).square().mean()
+
+
+def imaginary_mse(y: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of the three imaginary components, for vectors and colours; real parts are free."""
+    y, target = _pair(y, target)
+    return (unpack(y) - unpack(target))[..., 1:].square().mean()
 
 
 def unit_mse(y: Tensor, target: Tensor) -> Tensor:
     """Mean of ``|y / |y| - t|^2``, for targets of unit norm whose sign counts."""
+    y, target = _pair(y, target)
     return (normalize(unpack(y)) - unpack(target)).square().sum(-1).mean()
 
 
 def geodesic_loss(y: Tensor, target: Tensor) -> Tensor:
     """Mean angle in radians of the rotation from one to the other; see :func:`rotation_angle`."""
+    y, target = _pair(y, target)
     return rotation_angle(unpack(y), unpack(target)).mean()
 
 
 def chordal_loss(y: Tensor, target: Tensor) -> Tensor:
     """Mean of ``1 - <y, t>^2`` of the normalised quaternions: the squared sine of half the angle between rotations."""
+    y, target = _pair(y, target)
     return (1 - (normalize(unpack(y)) * normalize(unpack(target))).sum(-1).square()).mean()
 
 
@@ -43,9 +62,17 @@ def rotation_angle(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         Angles ``(...)``, from 0 to pi.
     """
-    difference = hamilton_product(conjugate(p), q)
+    left, right = in_range(widened(p), -1)[0], in_range(widened(q), -1)[0]
+    difference, _ = in_range(hamilton_product(conjugate(left), right), -1)
     sine = torch.linalg.vector_norm(difference[..., 1:], dim=-1)
     cosine = difference[..., 0].abs()
     # atan2 has no derivative at (0, 0).
-    undefined = norm(difference) == 0
-    return 2 * torch.atan2(sine, torch.where(undefined, torch.ones_like(cosine), cosine))
+    undefined = (difference == 0).all(-1)
+    angle = 2 * torch.atan2(sine, torch.where(undefined, torch.ones_like(cosine), cosine))
+    return angle.to(torch.promote_types(p.dtype, q.dtype))
+
+
+def _pair(y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if y.shape != target.shape:
+        raise ValueError(f"y of shape {tuple(y.shape)} and target of shape {tuple(target.shape)}: give one for each")
+    return widened(y), widened(target)

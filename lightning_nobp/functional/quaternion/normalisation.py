@@ -9,10 +9,13 @@ References:
     arXiv 1502.03167.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from lightning_nobp.functional.quaternion.algebra import widened
 
 # The ten numbers of a symmetric matrix are its upper triangle, row by row.
 _SYMMETRIC = ((0, 1, 2, 3), (1, 4, 5, 6), (2, 5, 7, 8), (3, 6, 8, 9))
@@ -44,7 +47,12 @@ def quaternion_variance(x: Tensor) -> tuple[Tensor, Tensor]:
 def quaternion_whiten(
     x: Tensor, mean: Tensor, covariance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5
 ) -> Tensor:
-    """``y = Gamma L^-1 (x - mean) + beta`` in each channel, with ``L L^T = V + eps I`` of the covariance V.
+    """``y = Gamma L^-1 (x - mean) + beta`` in each channel, with ``L L^T = V + e I`` of the covariance V.
+
+    If mean and V are those of ``x``, the mean of y is beta, and its covariance ``Gamma L^-1 V L^-T Gamma^T``: that is
+    ``Gamma Gamma^T``, and without a weight the identity, but for e. With e the sum of ``eps`` and of the rounding of V,
+    about ``1e-6`` of its trace in float32, components that depend on each other can be whitened too; a direction of
+    variance v becomes one of ``v / (v + e)``.
 
     Args:
         x: ``(batch, 4C, ...)``.
@@ -52,10 +60,10 @@ def quaternion_whiten(
         covariance: V, ``(C, 4, 4)``.
         weight: ``(10, C)``, the upper triangles of the symmetric matrices Gamma, row by row; None for the identity.
         bias: beta, ``(4C,)``, or None.
-        eps: Added to the diagonal.
+        eps: Added to the diagonal of V.
 
     Returns:
-        The shape and type of ``x``.
+        The shape and type of ``x``; NaN in channels whose covariance is not finite or has a negative direction.
     """
     with _without_autocast(x.device.type):
         values = _by_channel(x)
@@ -238,14 +246,14 @@ def _upper_triangle(grad: Tensor) -> Tensor:
 
 def _by_channel(x: Tensor) -> Tensor:
     """``(C, 4, n)``, all values of a channel side by side, in float32 or wider."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    channels = x.shape[1] // 4
-    return wide.reshape(x.shape[0], 4, channels, -1).permute(2, 1, 0, 3).flatten(2)
+    # All sizes given: torch does not guess one of an empty batch.
+    by_sample = widened(x).reshape(x.shape[0], 4, x.shape[1] // 4, math.prod(x.shape[2:]))
+    return by_sample.permute(2, 1, 0, 3).flatten(2)
 
 
 def _as_features(values: Tensor, like: Tensor) -> Tensor:
     channels = like.shape[1] // 4
-    by_sample = values.reshape(channels, 4, like.shape[0], -1).permute(2, 1, 0, 3)
+    by_sample = values.reshape(channels, 4, like.shape[0], math.prod(like.shape[2:])).permute(2, 1, 0, 3)
     return by_sample.reshape(like.shape).to(like.dtype)
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from lightning_nobp.functional.quaternion.algebra import autocasts, check_types
 from lightning_nobp.functional.quaternion.hadamard import hadamard, hadamard_
 
 Side = Literal["left", "right"]
@@ -117,9 +118,7 @@ def quaternion_product(
     Raises:
         ValueError: Input, weight and bias are of different types.
     """
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and x.dtype != parameter.dtype and not _autocast(x):
-            raise ValueError(f"x is {x.dtype}, but {name} {parameter.dtype}: convert one of them")
+    check_types(x, weight, bias)
     if _chosen(algorithm, x, weight, product) == "block":
         gathered = None if bias is None else product.gather(bias.unsqueeze(0)).squeeze(0)
         y = product.layer(product.gather(x), product.block(weight, side), gathered)
@@ -168,15 +167,10 @@ def _chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduc
     if not compiling and not len(x):
         return "block"
     # With autocast, the products are taken in half precision whatever the inputs' type.
-    wide = x.dtype in _WIDE and not _autocast(x)
+    wide = x.dtype in _WIDE and not autocasts(x)
     if algorithm == "fast8":
-        return "fast8" if wide else _fall_back(torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype)
+        return "fast8" if wide else _fall_back(torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype)
     return "fast8" if wide and x.device.type == "cpu" and product.gains(x, weight) else "block"
-
-
-def _autocast(x: Tensor) -> bool:
-    # torch has no answer for the meta device, but an error.
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 @cache

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.backprop import linear_vjp
-
-_SHORTEST = 1e-12
-"""Weights shorter than this are divided by it: 0 is the identity, with gradient 0."""
+from lightning_nobp.functional.quaternion.algebra import check_types, in_range, root, widened
 
 
 def rotation_matrices(weight: Tensor) -> Tensor:
-    """The matrices R of ``x -> u x u^-1`` with ``u = w / |w|``; the length of w does not matter, 0 is the identity.
+    """The matrices R of ``x -> u x u^-1`` with ``u = w / |w|``.
+
+    The length of w does not matter, however small; 0 is the identity, with gradient 0.
 
     Args:
         weight: Quaternions w, ``(4, ...)``, components first.
@@ -49,7 +49,7 @@ def rotation_matrices_vjp(grad: Tensor, weight: Tensor) -> Tensor:
     Returns:
         ``(4, ...)``.
     """
-    unit, length, is_short = _directions(weight)
+    unit, length = _directions(weight)
     a, b, c, d = unit.unbind(0)
     (g00, g01, g02), (g10, g11, g12), (g20, g21, g22) = (row.unbind(0) for row in grad.to(unit.dtype).unbind(0))
     of_unit = 2 * torch.stack(
@@ -60,10 +60,7 @@ def rotation_matrices_vjp(grad: Tensor, weight: Tensor) -> Tensor:
             a * (g10 - g01) + b * (g02 + g20) + c * (g12 + g21) - 2 * d * (g00 + g11),
         ]
     )
-    along = (of_unit * unit).sum(0)
-    # Short weights are divided by a constant.
-    along = torch.where(is_short, torch.zeros_like(along), along)
-    return ((of_unit - along * unit) / length).to(weight.dtype)
+    return ((of_unit - (of_unit * unit).sum(0) * unit) / length).to(weight.dtype)
 
 
 def quaternion_rotation(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -79,7 +76,7 @@ def quaternion_rotation(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor |
         ``(..., 3M)``.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes or types that do not fit.
     """
     if weight.dim() != 3 or weight.shape[0] != 4:
         raise ValueError(f"weight of shape {tuple(weight.shape)} is not (4, M, N): component, output, input")
@@ -90,6 +87,7 @@ def quaternion_rotation(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor |
         )
     if bias is not None and bias.shape != (3 * outputs,):
         raise ValueError(f"bias of shape {tuple(bias.shape)} does not fit {outputs} vectors: give ({3 * outputs},)")
+    check_types(x, weight)
     return torch.nn.functional.linear(x, _block(rotation_matrices(weight) * scale), bias)
 
 
@@ -130,14 +128,12 @@ def quaternion_rotation_vjp(
     return grad_x, rotation_matrices_vjp(of_scaled * scale, weight), (of_scaled * matrices).sum((0, 1))
 
 
-def _directions(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``w / |w|``, what it was divided by, and where that is not ``|w|``; in float32 or wider."""
-    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-    # Many times faster than vector_norm, which goes over the first dimension number by number.
-    square = wide.square().sum(0)
-    is_short = square < _SHORTEST**2
-    length = torch.where(is_short, torch.full_like(square, _SHORTEST**2), square).sqrt()
-    return wide / length, length, is_short
+def _directions(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``w / |w|`` and ``|w|``, or 0 and 1 where w is 0; in float32 or wider."""
+    scaled, scale = in_range(widened(weight), 0)
+    length = root(scaled.square().sum(0, keepdim=True))
+    length = torch.where(length == 0, torch.ones_like(length), length)
+    return scaled / length, (length / scale).squeeze(0)
 
 
 def _block(matrices: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_nobp.functional.quaternion.algebra import normalize
 from lightning_nobp.nn.quaternion.linear import QuaternionLayer
 
 
@@ -23,8 +24,8 @@ class QuaternionAdam(Optimizer):
         eps: Added to the root of the second moment.
         weight_decay: Decoupled: weights shrink by ``lr * weight_decay`` a step.
         quaternions: Those of the parameters that are quaternions, component first ``(4, ...)`` or component-major
-            ``(4M,)``; see :func:`quaternion_parameters`. :class:`~lightning_nobp.rules.QuaternionBackprop` marks them
-            itself.
+            ``(4M,)``; see :func:`quaternion_parameters`. They stay so in groups that are added later.
+            :class:`~lightning_nobp.rules.QuaternionBackprop` marks them itself.
 
     Raises:
         ValueError: An argument outside its range.
@@ -42,32 +43,45 @@ class QuaternionAdam(Optimizer):
         weight_decay: float = 0.0,
         quaternions: Iterable[Tensor] = (),
     ) -> None:
-        if not lr >= 0:
-            raise ValueError(f"lr={lr} must not be negative")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas} must lie in [0, 1)")
-        if not eps >= 0 or not weight_decay >= 0:
-            raise ValueError(f"eps={eps} and weight_decay={weight_decay} must not be negative")
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        # Before the base adds the groups.
+        self._wanted: dict[int, Tensor] = {}
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.mark(quaternions)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickled optimizer, whose groups hold their marks."""
+        self._wanted = {}
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with options of its own; those that were marked before are marked in it.
+
+        Raises:
+            ValueError: An option outside its range.
+        """
+        options = self.defaults | param_group
+        _check_options(options["lr"], options["betas"], options["eps"], options["weight_decay"])
+        super().add_param_group(param_group)
+        self._mark(self.param_groups[-1])
 
     def mark(self, quaternions: Iterable[Tensor]) -> None:
         """Let these parameters share second moments, from the next step on.
 
-        Parameters that the optimizer does not have are passed over.
+        Parameters that the optimizer does not have are passed over until a group with them is added.
 
         Raises:
             ValueError: A parameter whose first dimension is not divisible by 4.
         """
-        wanted = set()
         for parameter in quaternions:
-            if parameter.dim() == 0 or parameter.shape[0] % 4:
-                raise ValueError(f"a parameter of shape {tuple(parameter.shape)} holds no whole quaternions")
-            wanted.add(id(parameter))
+            _check_quaternions(parameter)
+            self._wanted[id(parameter)] = parameter
         for group in self.param_groups:
-            # By position, which checkpoints and copies of the optimizer keep.
-            marked = {place for place, parameter in enumerate(group["params"]) if id(parameter) in wanted}
-            group["quaternions"] = sorted(marked.union(group.get("quaternions", ())))
+            self._mark(group)
+
+    def _mark(self, group: dict[str, Any]) -> None:
+        # By position, which checkpoints and copies of the optimizer keep.
+        marked = {place for place, parameter in enumerate(group["params"]) if id(parameter) in self._wanted}
+        group["quaternions"] = sorted(marked.union(group.get("quaternions", ())))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -109,6 +123,40 @@ class QuaternionAdam(Optimizer):
     def _shared(square: Tensor) -> Tensor:
         by_component = torch.unflatten(square, 0, (4, -1))
         return by_component.mean(0, keepdim=True).expand_as(by_component).flatten(0, 1)
+
+
+def _check_options(lr: float, betas: Any, eps: float, weight_decay: float) -> None:
+    if not lr >= 0:
+        raise ValueError(f"lr={lr} must not be negative")
+    if not isinstance(betas, list | tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas={betas!r} must be two numbers in [0, 1)")
+    if not eps >= 0 or not weight_decay >= 0:
+        raise ValueError(f"eps={eps} and weight_decay={weight_decay} must not be negative")
+
+
+def _check_quaternions(parameter: Tensor) -> None:
+    if parameter.dim() == 0 or parameter.shape[0] % 4:
+        raise ValueError(f"a parameter of shape {tuple(parameter.shape)} holds no whole quaternions")
+
+
+@torch.no_grad()
+def retract_(quaternions: Iterable[Tensor]) -> None:
+    """Put each quaternion of these parameters back to length 1; 0 has no direction and stays.
+
+    After every step, for weights that shall stay rotations. Any optimizer does it by a hook::
+
+        optimizer.register_step_post_hook(lambda *_: retract_([layer.weight]))
+
+    Args:
+        quaternions: Component first ``(4, ...)`` or component-major ``(4M,)``.
+
+    Raises:
+        ValueError: A parameter whose first dimension is not divisible by 4.
+    """
+    for parameter in quaternions:
+        _check_quaternions(parameter)
+        by_component = torch.unflatten(parameter, 0, (4, parameter.shape[0] // 4))
+        by_component.copy_(normalize(by_component, dim=0))
 
 
 def quaternion_parameters(module: nn.Module) -> list[nn.Parameter]:

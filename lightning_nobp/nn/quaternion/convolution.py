@@ -8,18 +8,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_nobp.functional.backprop import bias_vjp
-from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.functional.quaternion.convolution import (
     Convolution,
     Size,
     convolution,
+    per_dimension,
     quaternion_conv,
     quaternion_conv_vjp,
 )
 from lightning_nobp.functional.quaternion.products import Algorithm, Side
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 from lightning_nobp.nn.quaternion.init import Criterion, Initialisation
-from lightning_nobp.nn.quaternion.linear import QuaternionLayer
+from lightning_nobp.nn.quaternion.linear import QuaternionLayer, check_quaternions, check_whole
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -37,30 +37,23 @@ class QuaternionConv(QuaternionLayer):
         kernel_size: Size,
         geometry: dict[str, Any],
         bias: bool,
-        init: Initialisation,
-        criterion: Criterion,
-        side: Side,
-        algorithm: Algorithm,
-        device: Any,
-        dtype: Any,
+        **options: Any,
     ) -> None:
-        check_features(in_channels, "in_channels")
-        check_features(out_channels, "out_channels")
+        check_quaternions(in_channels=in_channels, out_channels=out_channels)
+        check_whole(kernel_size=kernel_size)
         groups = geometry["groups"]
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if groups < 1 or channels // 4 % groups:
                 raise ValueError(
                     f"groups={groups} does not divide the {channels // 4} quaternions of {name}={channels}"
                 )
-        kernel = (kernel_size,) * self.dims if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(kernel) != self.dims or min(kernel) < 1:
-            raise ValueError(f"kernel_size={kernel_size!r} must be one positive number, or {self.dims} of them")
+        kernel = per_dimension("kernel_size", kernel_size, self.dims, least=1)
         inputs, outputs = in_channels // 4, out_channels // 4
         shape = (inputs, outputs // groups) if self.transposed else (outputs, inputs // groups)
         # Looked at before there is a weight, since the geometry may not fit.
         weight = torch.empty(4, *shape, *kernel, device="meta")
         self.geometry = convolution(self.dims, weight, **geometry, transposed=self.transposed)
-        super().__init__(tuple(weight.shape), outputs, bias, init, criterion, side, algorithm, device, dtype)
+        super().__init__(tuple(weight.shape), outputs, bias, **options)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
 
     @property
@@ -83,6 +76,11 @@ class QuaternionConv(QuaternionLayer):
         """Of quaternion channels."""
         return self.geometry.groups
 
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Of a transposed convolution: added to one side of the output."""
+        return self.geometry.output_padding
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(batch, out_channels, ...)`` of ``(batch, in_channels, ...)``, channels component-major."""
         return quaternion_conv(x, self.weight, self.bias, self.geometry, self.side, self.algorithm)
@@ -97,8 +95,8 @@ class QuaternionConv(QuaternionLayer):
         shown = {"kernel_size": self.kernel_size, "stride": self.stride}
         if any(self.padding):
             shown["padding"] = self.padding
-        if any(self.geometry.output_padding):
-            shown["output_padding"] = self.geometry.output_padding
+        if any(self.output_padding):
+            shown["output_padding"] = self.output_padding
         if any(d != 1 for d in self.dilation):
             shown["dilation"] = self.dilation
         geometry = ", ".join(f"{name}={value}" for name, value in shown.items())
@@ -130,19 +128,20 @@ class _Forward(QuaternionConv):
             raise ValueError(
                 f"padding_mode={padding_mode!r} is not one of {', '.join(map(repr, get_args(PaddingMode)))}"
             )
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        check_whole(**(geometry | {"padding": 0} if isinstance(padding, str) else geometry))
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,
             geometry,
             bias,
-            init,
-            criterion,
-            side,
-            algorithm,
-            device,
-            dtype,
+            init=init,
+            criterion=criterion,
+            side=side,
+            algorithm=algorithm,
+            device=device,
+            dtype=dtype,
         )
         self.padding_mode = padding_mode
 
@@ -191,6 +190,7 @@ class QuaternionConv2d(_Forward):
         dtype: Of the parameters.
 
     Raises:
+        TypeError: Sizes that are no whole numbers.
         ValueError: Channels that are not divisible by 4 or by groups of 4, or an argument outside its range.
 
     References:
@@ -236,20 +236,21 @@ class _Transposed(QuaternionConv):
             "groups": groups,
             "output_padding": output_padding,
         }
+        check_whole(**geometry)
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,
             geometry,
             bias,
-            init,
-            criterion,
-            side,
-            algorithm,
-            device,
-            dtype,
+            init=init,
+            criterion=criterion,
+            side=side,
+            algorithm=algorithm,
+            device=device,
+            dtype=dtype,
         )
-        for extra, *largest in zip(self.geometry.output_padding, self.stride, self.dilation, strict=True):
+        for extra, *largest in zip(self.output_padding, self.stride, self.dilation, strict=True):
             if extra >= max(largest):
                 raise ValueError(
                     f"output_padding={output_padding} must be smaller than stride or dilation, {stride} and {dilation}"
@@ -286,6 +287,7 @@ class QuaternionConvTranspose2d(_Transposed):
         dtype: Of the parameters.
 
     Raises:
+        TypeError: Sizes that are no whole numbers.
         ValueError: Channels that are not divisible by 4 or by groups of 4, or an argument outside its range.
     """
 

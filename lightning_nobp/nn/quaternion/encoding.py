@@ -17,6 +17,10 @@ class PatchesToQuaternions(nn.Module):
     The real part is the pixel above left, ``i`` that above right, ``j`` below left, ``k`` below right.
     """
 
+    def __init__(self) -> None:
+        # Checkpoints of networks are rebuilt from what constructors take, and that of nn.Module takes anything.
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         """Component-major maps.
 

@@ -1,5 +1,7 @@
 """The fully connected layer of quaternions."""
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,6 +13,46 @@ from lightning_nobp.functional.quaternion.linear import quaternion_linear, quate
 from lightning_nobp.functional.quaternion.products import Algorithm, Side, check_options
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 from lightning_nobp.nn.quaternion.init import Criterion, Initialisation, quaternion_init_
+
+
+def check_whole(**sizes: Any) -> None:
+    """Refuse what is neither a whole number nor several of them.
+
+    Raises:
+        TypeError: Names the argument.
+    """
+    for name, value in sizes.items():
+        if any(isinstance(n, bool) or not isinstance(n, Integral) for n in _numbers(value)):
+            raise TypeError(f"{name}={value!r} is no whole number: give an int, like 8")
+
+
+def check_positive(**sizes: Any) -> None:
+    """Refuse what is neither a positive whole number nor several of them.
+
+    Raises:
+        TypeError: No whole number; names the argument.
+        ValueError: Not positive; likewise.
+    """
+    check_whole(**sizes)
+    for name, value in sizes.items():
+        if any(n < 1 for n in _numbers(value)):
+            raise ValueError(f"{name}={value!r} must be positive")
+
+
+def check_quaternions(**features: int) -> None:
+    """Refuse numbers of real features that are no whole quaternions, or none.
+
+    Raises:
+        TypeError: No whole number; names the argument.
+        ValueError: Not positive, or not divisible by 4; likewise.
+    """
+    check_positive(**features)
+    for name, value in features.items():
+        check_features(value, name)
+
+
+def _numbers(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
 
 
 class QuaternionLayer(nn.Module):
@@ -80,7 +122,8 @@ class QuaternionLinear(QuaternionLayer):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: Features that are not divisible by 4, or an unknown option.
+        TypeError: Features that are no whole number.
+        ValueError: Features that are not positive or not divisible by 4, or an unknown option.
 
     References:
         Parcollet et al., "Quaternion Recurrent Neural Networks", arXiv 1806.04418. Poeppelbaum and Schwung,
@@ -100,8 +143,7 @@ class QuaternionLinear(QuaternionLayer):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        check_features(in_features, "in_features")
-        check_features(out_features, "out_features")
+        check_quaternions(in_features=in_features, out_features=out_features)
         shape = (4, out_features // 4, in_features // 4)
         super().__init__(shape, shape[1], bias, init, criterion, side, algorithm, device, dtype)
         self.in_features, self.out_features = in_features, out_features

@@ -11,7 +11,7 @@ from lightning_nobp.nn.quaternion.activations import NormGate
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv2d, QuaternionConvTranspose2d
 from lightning_nobp.nn.quaternion.dropout import QuaternionDropout
 from lightning_nobp.nn.quaternion.encoding import ColourToQuaternions, PatchesToQuaternions, QuaternionsToReal
-from lightning_nobp.nn.quaternion.linear import QuaternionLinear
+from lightning_nobp.nn.quaternion.linear import QuaternionLinear, check_positive
 from lightning_nobp.nn.quaternion.normalisation import QuaternionBatchNorm
 
 
@@ -19,6 +19,7 @@ def _encoder(input_shape: Sequence[int]) -> tuple[nn.Module, int, int, int]:
     """What makes quaternions of an image, and how many channels, rows and columns of them there are."""
     if len(input_shape) != 3:
         raise ValueError(f"input_shape={tuple(input_shape)}: quaternions are made of images (channels, height, width)")
+    check_positive(input_shape=tuple(input_shape))
     channels, height, width = input_shape
     if channels == 3:
         return ColourToQuaternions(), 1, height, width
@@ -43,7 +44,9 @@ class QuaternionMLP(Preset):
         dropout: Probability with which a hidden quaternion is dropped in training.
 
     Raises:
-        ValueError: A width that is not divisible by 4, an image that makes no quaternions, or an unknown activation.
+        TypeError: Sizes that are no whole numbers.
+        ValueError: A width that is not divisible by 4, an image that makes no quaternions, no class, or an unknown
+            activation.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class QuaternionMLP(Preset):
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
+        check_positive(num_classes=num_classes)
         encoder, *size = _encoder(input_shape)
         layers: list[nn.Module] = [encoder, nn.Flatten()]
         widths = [4 * math.prod(size), *hidden_dims]
@@ -77,8 +81,9 @@ class QuaternionCNN(Preset):
         norm: Mode of the :class:`QuaternionBatchNorm`.
 
     Raises:
-        ValueError: Channels that are not divisible by 4, an image that makes no quaternions or is too small to be
-            halved so often, or an unknown activation.
+        TypeError: Sizes that are no whole numbers.
+        ValueError: No channels or such that are not divisible by 4, an image that makes no quaternions or is too small
+            to be halved so often, no class, or an unknown activation.
     """
 
     def __init__(
@@ -89,6 +94,9 @@ class QuaternionCNN(Preset):
         activation: str = "relu",
         norm: str = "split",
     ) -> None:
+        check_positive(num_classes=num_classes)
+        if not channels:
+            raise ValueError("channels=() makes no convolution: give the channels of at least one, like (32,)")
         encoder, inputs, height, width = _encoder(input_shape)
         shrink = 2 ** len(channels)
         if min(height, width) < shrink:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.backprop import batch_norm_vjp
-from lightning_nobp.functional.quaternion.algebra import check_features
+from lightning_nobp.functional.quaternion.algebra import check_features, widened
 from lightning_nobp.functional.quaternion.normalisation import (
     quaternion_moments,
     quaternion_scale,
@@ -26,14 +26,15 @@ class QuaternionBatchNorm(nn.Module):
     """Batch normalisation of quaternion features ``(batch, 4C)`` or maps ``(batch, 4C, ...)``, component-major.
 
     - ``'whiten'``: the four components of a channel become uncorrelated and equally large: ``Gamma L^-1 (x - mean) +
-      beta`` with ``L L^T`` the covariance. Gamma is symmetric and starts as half the identity, so that quaternions
-      start with a mean squared length of 1.
+      beta`` with ``L L^T`` the covariance and ``eps`` on its diagonal; see
+      :func:`lightning_nobp.functional.quaternion.normalisation.quaternion_whiten`. Gamma is symmetric and starts as
+      half the identity: a covariance of ``I / 4``, so that quaternions start with a mean squared length of 1.
     - ``'norm'``: each channel is divided by one standard deviation, ``sqrt(E |x - mean|^2)``; gamma is real. It
       keeps the directions of quaternions around their mean.
     - ``'split'``: ``nn.BatchNorm`` of the 4C real channels, and the fastest.
 
     As in torch, training takes the statistics of the batch and moves running ones, in which the (co)variance is the
-    unbiased one; evaluation takes the running ones.
+    unbiased one; evaluation takes the running ones. An empty batch stays empty, and moves none.
 
     Args:
         num_features: Real features, four a quaternion: ``4C``.
@@ -156,6 +157,9 @@ class QuaternionBatchNorm(nn.Module):
             assert self.running_mean is not None
             assert self.running_var is not None
             return self.running_mean, self.running_var
+        if not x.numel():
+            self._count_batch()
+            return self._of_nothing(x)
         mean, variance = quaternion_moments(x) if self.mode == "whiten" else quaternion_variance(x)
         running_mean, running_var = self._tracked()
         if running_mean is not None and running_var is not None:
@@ -164,6 +168,12 @@ class QuaternionBatchNorm(nn.Module):
                 running_mean.mul_(1 - share).add_(mean * share)
                 running_var.mul_(1 - share).add_(variance * (values / (values - 1)) * share)
         return mean, variance
+
+    def _of_nothing(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Any finite mean and (co)variance: there is nothing to normalise, and gradients of 0 must stay 0."""
+        mean, channels = widened(x.new_zeros(self.num_features)), self.num_features // 4
+        identity = torch.eye(4, dtype=mean.dtype, device=mean.device).expand(channels, 4, 4)
+        return mean, identity if self.mode == "whiten" else mean.new_ones(channels)
 
     def _normalised(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         normalise = quaternion_whiten if self.mode == "whiten" else quaternion_scale
@@ -225,6 +235,8 @@ def _batch_norm(layer: QuaternionBatchNorm, x: Tensor, needs_input_grad: bool) -
 
 def _split_batch_norm(layer: QuaternionBatchNorm, x: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
     training = layer._uses_batch()
+    if not x.numel():
+        return layer(x), lambda grad: _pull_nothing(layer, grad)
     if training:
         layer._check(x)
         share = float(layer._count_batch())
@@ -246,3 +258,10 @@ def _split_batch_norm(layer: QuaternionBatchNorm, x: Tensor, needs_input_grad: b
         return grad_x
 
     return y, pull
+
+
+def _pull_nothing(layer: QuaternionBatchNorm, grad: Tensor) -> Tensor:
+    # torch's kernels refuse empty batches, on some devices by a crash.
+    for parameter in layer.parameters():
+        accumulate_grad(parameter, torch.zeros_like(parameter))
+    return grad

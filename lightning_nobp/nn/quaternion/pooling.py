@@ -8,6 +8,7 @@ from lightning_nobp.functional.backprop import max_pool2d_vjp
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.functional.quaternion.convolution import Size, per_dimension
 from lightning_nobp.nn.backprop import Pullback, register_vjp
+from lightning_nobp.nn.quaternion.linear import check_whole
 
 
 class QuaternionMaxPool2d(nn.Module):
@@ -21,6 +22,7 @@ class QuaternionMaxPool2d(nn.Module):
         ceil_mode: Whether a window may reach over the edge.
 
     Raises:
+        TypeError: Sizes that are no whole numbers.
         ValueError: A size outside its range.
     """
 
@@ -33,8 +35,10 @@ class QuaternionMaxPool2d(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
+        strides = kernel_size if stride is None else stride
+        check_whole(kernel_size=kernel_size, stride=strides, padding=padding, dilation=dilation)
         self.kernel_size = per_dimension("kernel_size", kernel_size, 2, least=1)
-        self.stride = per_dimension("stride", kernel_size if stride is None else stride, 2, least=1)
+        self.stride = per_dimension("stride", strides, 2, least=1)
         self.padding = per_dimension("padding", padding, 2, least=0)
         self.dilation = per_dimension("dilation", dilation, 2, least=1)
         self.ceil_mode = ceil_mode

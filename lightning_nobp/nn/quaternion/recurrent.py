@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.functional.quaternion.linear import PRODUCT
 from lightning_nobp.functional.quaternion.products import Algorithm, Side, hamilton_block
 from lightning_nobp.nn.quaternion.init import Criterion, Initialisation
-from lightning_nobp.nn.quaternion.linear import QuaternionLinear
+from lightning_nobp.nn.quaternion.linear import QuaternionLinear, check_positive, check_quaternions
 
 State = tuple[Tensor, ...]
 """Of one layer in one direction: the hidden state ``(batch, 4, M)`` first, then a cell if there is one."""
@@ -44,12 +43,16 @@ class _Gates(QuaternionLinear):
 
     def at_each_step(self, hidden: Tensor) -> Callable[[Tensor], Tensor]:
         """The layer from hidden states ``(batch, 4, M)`` to gates, made ready for many steps."""
-        fast = hidden.device.type == "cpu" and PRODUCT.gains(hidden, self.weight)
-        if self.algorithm == "fast8" or (self.algorithm == "auto" and fast):
+        if self.algorithm == "fast8" or (self.algorithm == "auto" and self._gains(hidden)):
             return lambda h: self.split(self(h.flatten(-2)))
         # Written once a sequence: at small batches that takes longer than the product.
         block = hamilton_block(self.weight, self.side)
         return lambda h: self.split(F.linear(h.flatten(-2), block, self.bias))
+
+    def _gains(self, hidden: Tensor) -> bool:
+        # What is compiled or exported must not depend on the number of sequences.
+        eager_on_cpu = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
+        return eager_on_cpu and PRODUCT.gains(hidden, self.weight)
 
 
 class QuaternionRecurrent(nn.Module):
@@ -82,15 +85,13 @@ class QuaternionRecurrent(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_features(input_size, "input_size")
-        check_features(hidden_size, "hidden_size")
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be positive")
+        check_quaternions(input_size=input_size, hidden_size=hidden_size)
+        check_positive(num_layers=num_layers)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout} must lie between 0 and 1")
         self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
         self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bidirectional
+        self.init, self.criterion, self.side, self.algorithm = init, criterion, side, algorithm
         directions = 1 + bidirectional
         widths = [input_size] * directions + [directions * hidden_size] * (directions * (num_layers - 1))
         options = {"init": init, "criterion": criterion, "side": side, "algorithm": algorithm}
@@ -104,6 +105,9 @@ class QuaternionRecurrent(nn.Module):
         for layer in (*self.inputs, *self.recurrent):
             assert isinstance(layer, _Gates)
             layer.reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: for networks that were written for torch's layers."""
 
     def extra_repr(self) -> str:
         """Sizes and what is unusual, for printing."""
@@ -177,11 +181,14 @@ class QuaternionRecurrent(nn.Module):
 
 
 class QuaternionLSTM(QuaternionRecurrent):
-    """A long short-term memory of quaternions, with the arguments and results of ``nn.LSTM``.
+    """A long short-term memory of quaternions, with the arguments of ``nn.LSTM`` but ``proj_size``, and its results.
 
     ``i, f, g, o = w x + b + v h``, through sigmoids, g through a tanh; ``c' = f c + i g``, ``h' = o tanh(c')``,
     component by component. It has a quarter of the weights, and one bias a gate where torch has two that add up.
     Trained by autograd: no vector-Jacobian product is registered.
+
+    Packed sequences are not taken, and parameters have other names than torch's: ``inputs.0.weight`` for
+    ``weight_ih_l0``, ``recurrent.0.weight`` for ``weight_hh_l0``.
 
     Args:
         input_size: Real features of the inputs, four a quaternion: ``4N``.
@@ -200,6 +207,7 @@ class QuaternionLSTM(QuaternionRecurrent):
         dtype: Of the parameters.
 
     Raises:
+        TypeError: Sizes that are no whole numbers.
         ValueError: Features that are not divisible by 4, or an argument outside its range.
 
     References:
@@ -222,9 +230,12 @@ class QuaternionLSTM(QuaternionRecurrent):
             the last hidden state and cell of every layer and direction.
 
         Raises:
+            TypeError: ``hx`` is something else; or ``x`` is packed, which these layers do not take.
             ValueError: Shapes that do not fit.
         """
-        y, (hidden, cell) = self._run(x, hx)
+        if hx is not None and not (isinstance(hx, tuple | list) and all(isinstance(part, Tensor) for part in hx)):
+            raise TypeError(f"hx is a {type(hx).__name__}, no pair of tensors: give (hidden state, cell)")
+        y, (hidden, cell) = self._run(x, None if hx is None else tuple(hx))
         return y, (hidden, cell)
 
     def _step(self, z: Tensor, recurrent: Callable[[Tensor], Tensor], state: State) -> State:
@@ -248,8 +259,11 @@ class _OneState(QuaternionRecurrent):
             the last hidden state of every layer and direction.
 
         Raises:
+            TypeError: ``hx`` is something else; or ``x`` is packed, which these layers do not take.
             ValueError: Shapes that do not fit.
         """
+        if hx is not None and not isinstance(hx, Tensor):
+            raise TypeError(f"hx is a {type(hx).__name__}: give one tensor, the hidden state")
         y, (hidden,) = self._run(x, None if hx is None else (hx,))
         return y, hidden
 
@@ -258,8 +272,8 @@ class QuaternionGRU(_OneState):
     """A gated recurrent unit of quaternions, with the arguments and results of ``nn.GRU``.
 
     ``r = sigmoid(w_r x + b_r + v_r h + a_r)``, likewise z; ``n = tanh(w_n x + b_n + r (v_n h + a_n))``,
-    ``h' = (1 - z) n + z h``, component by component. The arguments are those of :class:`QuaternionLSTM`. Trained by
-    autograd: no vector-Jacobian product is registered.
+    ``h' = (1 - z) n + z h``, component by component. The arguments are those of :class:`QuaternionLSTM`, and what it
+    says of packed sequences and names holds here too. Trained by autograd: no vector-Jacobian product is registered.
 
     References:
         Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
@@ -281,17 +295,27 @@ class QuaternionRNN(_OneState):
     """The plain recurrent layer of quaternions, with the arguments and results of ``nn.RNN``.
 
     ``h' = tanh(w x + b + v h)``, the tanh component by component, with one bias where torch has two that add up.
-    Trained by autograd: no vector-Jacobian product is registered.
+    Trained by autograd: no vector-Jacobian product is registered. All arguments but ``nonlinearity`` are those of
+    :class:`QuaternionLSTM`, and what it says of packed sequences and names holds here too.
 
     Args:
-        input_size: As of :class:`QuaternionLSTM`.
-        hidden_size: Likewise.
-        num_layers: Likewise.
+        input_size: Real features of the inputs, ``4N``.
+        hidden_size: Real features of the hidden state, ``4M``.
+        num_layers: Each takes the outputs of the one before.
         nonlinearity: ``'tanh'`` or ``'relu'``.
-        bias: As of :class:`QuaternionLSTM`, and so are all others.
-        **options: See :class:`QuaternionLSTM`.
+        bias: Whether to add biases.
+        batch_first: Whether sequences are ``(batch, length, features)``.
+        dropout: Share of components dropped between layers.
+        bidirectional: Whether to go through time backwards too.
+        init: See :func:`quaternion_init_`.
+        criterion: Likewise.
+        side: ``'left'`` for ``w x``, ``'right'`` for ``x w``.
+        algorithm: See :func:`lightning_nobp.functional.quaternion.quaternion_linear`.
+        device: Of the parameters.
+        dtype: Of the parameters.
 
     Raises:
+        TypeError: As :class:`QuaternionLSTM`.
         ValueError: An unknown nonlinearity, or as :class:`QuaternionLSTM`.
 
     References:
@@ -310,11 +334,31 @@ class QuaternionRNN(_OneState):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        **options: Any,
+        *,
+        init: Initialisation = "polar",
+        criterion: Criterion = "glorot",
+        side: Side = "left",
+        algorithm: Algorithm = "auto",
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity={nonlinearity!r} is not one of 'tanh', 'relu'")
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **options)
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            init=init,
+            criterion=criterion,
+            side=side,
+            algorithm=algorithm,
+            device=device,
+            dtype=dtype,
+        )
         self.nonlinearity = nonlinearity
 
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_nobp.functional.backprop import bias_vjp
 from lightning_nobp.functional.quaternion.rotation import quaternion_rotation, quaternion_rotation_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
+from lightning_nobp.nn.quaternion.linear import check_whole
 
 
 class QuaternionRotation(nn.Module):
@@ -28,10 +29,12 @@ class QuaternionRotation(nn.Module):
 
     Attributes:
         weight: ``(4, M, N)``: component, output, input.
-        scale: ``(M, N)``; a buffer ``()`` where it is not learned.
+        scale: Whether scales are learned.
+        scales: ``(M, N)``; a buffer ``()`` where they are not learned.
         bias: ``(3M,)``, component-major, or None.
 
     Raises:
+        TypeError: Features that are no whole number.
         ValueError: Features that are not divisible by 3.
 
     References:
@@ -39,7 +42,7 @@ class QuaternionRotation(nn.Module):
     """
 
     weight: nn.Parameter
-    scale: Tensor
+    scales: Tensor
     bias: nn.Parameter | None
 
     def __init__(
@@ -53,17 +56,18 @@ class QuaternionRotation(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_whole(in_features=in_features, out_features=out_features)
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if value < 3 or value % 3:
                 raise ValueError(f"{name}={value}: vectors take three features each, all i first, then all j, all k")
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.scale = in_features, out_features, scale
         where = {"device": device, "dtype": dtype}
         outputs, inputs = out_features // 3, in_features // 3
         self.weight = nn.Parameter(torch.empty(4, outputs, inputs, **where))
         if scale:
-            self.scale = nn.Parameter(torch.empty(outputs, inputs, **where))
+            self.scales = nn.Parameter(torch.empty(outputs, inputs, **where))
         else:
-            self.register_buffer("scale", torch.empty((), **where))
+            self.register_buffer("scales", torch.empty((), **where))
         self.bias = nn.Parameter(torch.empty(out_features, **where)) if bias else None
         self.reset_parameters()
 
@@ -72,18 +76,21 @@ class QuaternionRotation(nn.Module):
         """Draw the rotations anew; scales and biases go back to where they start."""
         nn.init.normal_(self.weight)
         self.weight.div_(torch.linalg.vector_norm(self.weight, dim=0))
-        self.scale.fill_(1 / math.sqrt(self.in_features // 3))
+        self.scales.fill_(1 / math.sqrt(self.in_features // 3))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(..., out_features)`` of ``(..., in_features)``, component-major both."""
-        return quaternion_rotation(x, self.weight, self.scale, self.bias)
+        """Features ``(..., out_features)`` of ``(..., in_features)``, component-major both.
+
+        Raises:
+            ValueError: Another number of features, or another type than the weight's.
+        """
+        return quaternion_rotation(x, self.weight, self.scales, self.bias)
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing."""
-        learned = isinstance(self.scale, nn.Parameter)
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, scale={learned}"
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, scale={self.scale}"
 
 
 @register_vjp(QuaternionRotation)
@@ -93,12 +100,12 @@ def _rotation(layer: QuaternionRotation, x: Tensor, needs_input_grad: bool) -> t
             grad,
             x,
             layer.weight,
-            layer.scale,
+            layer.scales,
             needs_input_grad=needs_input_grad,
-            needs_weight_grad=layer.weight.requires_grad or layer.scale.requires_grad,
+            needs_weight_grad=layer.weight.requires_grad or layer.scales.requires_grad,
         )
         accumulate_grad(layer.weight, grad_weight)
-        accumulate_grad(layer.scale, grad_scale)
+        accumulate_grad(layer.scales, grad_scale)
         if layer.bias is not None and layer.bias.requires_grad:
             accumulate_grad(layer.bias, bias_vjp(grad))
         return grad_x

@@ -124,6 +124,68 @@ def test_log_has_finite_gradients_on_the_positive_real_axis():
     assert torch.equal(q.grad, torch.full((4,), 0.5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("function", [exp, log])
+def test_second_derivatives_on_the_positive_real_axis_are_those_of_finite_differences(function):
+    q = torch.tensor([[0.3, 0, 0, 0], [2, 0, 0, 0], [1, 2, 3, 4]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, q)
+    assert torch.autograd.gradgradcheck(function, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0.0, 1e-12, 1e-8, 1e-6, 1e-4])
+def test_second_derivatives_of_exp_are_smooth_close_to_the_real_axis(dtype, length):
+    weights = torch.tensor([1.0, 2, 3, 4], dtype=dtype)
+    hessian = lambda q: torch.autograd.functional.hessian(lambda q: (exp(q) * weights).sum(), q)  # noqa: E731
+    near = torch.tensor([0.3, length, -length, length / 2], dtype=dtype)
+    assert close(hessian(near), hessian(torch.tensor([0.3, 0, 0, 0], dtype=dtype)), 1e-6 + 10 * length)
+
+
+def test_log_of_zero_is_minus_infinity_and_leaves_the_other_gradients_alone():
+    q = torch.tensor([[0.0, 0, 0, 0], [1, 2, 3, 4], [0, 1, 0, 0], [-2, 0, 0, 0]], dtype=torch.float64)
+    q.requires_grad_()
+    y = log(q)
+    assert y[0].tolist() == [-math.inf, 0, 0, 0]
+    [grad] = torch.autograd.grad(y.sum(), q)
+    [alone] = torch.autograd.grad(log(q[1:]).sum(), q)
+    assert torch.equal(grad, alone)
+    assert grad.isfinite().all()
+
+
+def test_log_of_an_imaginary_quaternion_has_a_derivative():
+    assert torch.autograd.gradcheck(log, torch.tensor([[0.0, 1, 0, 0], [0, 1, 2, 3]]).double().requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", [norm, normalize, inverse, exp, log])
+def test_half_precision_is_rounded_once(function, dtype):
+    q = draw(50).to(dtype)
+    q[:10, 1:] *= 300 / q[:10, 1:].abs().amax()
+    found = function(q)
+    assert found.dtype == dtype
+    assert torch.equal(found, function(q.float()).to(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "exponents"), [(torch.float32, (-140, -100, 126)), (torch.float64, (-1000, 1020))])
+def test_lengths_may_be_as_large_and_as_small_as_the_type_holds(dtype, exponents):
+    q = draw(50).clamp(-2, 2).to(dtype)
+    for exponent in exponents:
+        # A power of two, in two steps since one may be too large; what is rounded is what the type cannot hold.
+        scaled = q * 2.0 ** (exponent / 2) * 2.0 ** (exponent / 2)
+        tolerance = 4 * torch.finfo(dtype).eps * (1 + torch.finfo(dtype).smallest_normal / 2.0**exponent)
+        assert close(norm(scaled / 2) / 2.0 ** (exponent / 2) / 2.0 ** (exponent / 2), norm(q) / 2, tolerance)
+        assert close(normalize(scaled), normalize(q), tolerance)
+        assert close(log(scaled)[:, 1:], log(q)[:, 1:], 4 * tolerance)
+        assert close(log(scaled)[:, 0] - exponent * math.log(2), log(q)[:, 0], 1e3 * tolerance)
+    assert close(inverse(q * 2.0**100) * 2.0**100, inverse(q), 0)
+
+
+@pytest.mark.parametrize("function", [norm, normalize, inverse, exp, log])
+def test_functions_are_mapped_and_compiled(function, q):
+    assert close(torch.vmap(function)(q), function(q), 1e-13)
+    assert close(torch.compile(function, fullgraph=True, backend="aot_eager")(q), function(q), 1e-13)
+    assert function(q.to("meta")).shape == function(q).shape
+
+
 def test_a_rotation_turns_the_imaginary_part_by_twice_the_angle():
     mu = torch.tensor([math.cos(0.3), 0, 0, math.sin(0.3)], dtype=torch.float64)
     turned = torch.tensor([0, math.cos(0.6), math.sin(0.6), 0], dtype=torch.float64)
@@ -174,8 +236,14 @@ def test_features_that_hold_no_whole_quaternions_are_refused():
         unpack(torch.zeros(2, 6))
     with pytest.raises(ValueError, match=r"q.unsqueeze\(-2\)"):
         pack(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"x of shape \(\) has no dimension channel_dim=-1"):
+        unpack(torch.zeros(()))
+    with pytest.raises(ValueError, match=r"x of shape \(2, 8\) has no dimension channel_dim=2"):
+        unpack(torch.zeros(2, 8), channel_dim=2)
 
 
 def test_real_tensors_are_no_complex_pair():
     with pytest.raises(ValueError, match="two complex tensors"):
         from_complex(torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"u of shape \(2,\) and v of shape \(3,\): give two of one shape"):
+        from_complex(torch.zeros(2) + 0j, torch.zeros(3) + 0j)

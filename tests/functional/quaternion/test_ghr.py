@@ -149,5 +149,18 @@ def test_what_is_no_function_of_quaternions_is_refused(q):
         ghr_derivative(lambda q: q[..., 1:], q)
     with pytest.raises(ValueError, match="q of shape"):
         ghr_derivative(f, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"q is torch.int64: .*q.double\(\)"):
+        ghr_derivative(f, torch.ones(3, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"mu of shape \(3,\) has not 4 components"):
+        ghr_derivative(f, q, torch.ones(3))
+    for mu in (torch.zeros(4), torch.cat([torch.ones(19, 4), torch.zeros(1, 4)])):
+        with pytest.raises(ValueError, match=r"mu of shape .* holds a quaternion 0"):
+            ghr_derivative(f, q, mu.double())
     with pytest.raises(ValueError, match="side='up' is not one of 'left', 'right'"):
         ghr_derivative(f, q, side="up")
+
+
+def test_derivatives_are_mapped_over_directions(q):
+    mu = draw(3)
+    found = torch.vmap(lambda mu: ghr_derivative(f, q, mu))(mu)
+    assert close(found, torch.stack([ghr_derivative(f, q, one) for one in mu]))

@@ -6,6 +6,7 @@ from torch.autograd import gradcheck
 
 from lightning_nobp.functional.quaternion import hamilton_block, hamilton_product
 from lightning_nobp.functional.quaternion.hypercomplex import (
+    closest_side,
     hamilton_rule,
     phm_to_quaternion,
     phm_weight,
@@ -53,6 +54,18 @@ def test_gradients_are_those_of_autograd(kernel):
     assert alone[1] is None
 
 
+@pytest.mark.parametrize("kernel", [(), (3, 2)])
+def test_groups_are_weights_by_themselves(kernel):
+    rule, weight = draw(3, 3, 3).requires_grad_(), draw(3, 4, 2, *kernel, seed=1).requires_grad_()
+    whole = phm_weight(rule, weight, groups=2)
+    assert torch.equal(whole, torch.cat([phm_weight(rule, part) for part in weight.chunk(2, dim=1)]))
+    grad = draw(*whole.shape, seed=2)
+    whole.backward(grad)
+    grad_rule, grad_weight = phm_weight_vjp(grad, rule.detach(), weight.detach(), groups=2)
+    assert (grad_rule - rule.grad).abs().max() < 1e-12
+    assert (grad_weight - weight.grad).abs().max() < 1e-12
+
+
 def test_autograd_agrees_with_finite_differences():
     assert gradcheck(phm_weight, [draw(2, 2, 2).requires_grad_(), draw(2, 3, 2, 2, seed=1).requires_grad_()])
 
@@ -92,6 +105,13 @@ def test_a_rule_that_mixes_the_units_becomes_quaternions_too(side):
     assert (hamilton_block(found, side) - phm_weight(rule, weight)).abs().max() < 1e-13
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_the_side_of_a_rule_is_found(side):
+    hamilton = hamilton_rule(side, dtype=torch.float64)
+    assert closest_side(hamilton) == side
+    assert closest_side(torch.einsum("ij,jab->iab", draw(4, 4), hamilton)) == side
+
+
 def test_a_rule_of_other_products_does_not_become_quaternions():
     weight = draw(4, 5, 3)
     with pytest.raises(ValueError, match=r"rule multiplies in another way than quaternions from the left, by up to"):
@@ -107,5 +127,8 @@ def test_shapes_that_do_not_fit_are_refused():
         phm_weight(draw(3, 3, 2), draw(3, 4, 5))
     with pytest.raises(ValueError, match=r"weight of shape \(2, 4, 5\) .* give \(3, M, N, \.\.\.\)"):
         phm_weight(draw(3, 3, 3), draw(2, 4, 5))
+    for groups in (0, 3):
+        with pytest.raises(ValueError, match=f"groups={groups} does not divide the 4 outputs"):
+            phm_weight(draw(3, 3, 3), draw(3, 4, 5), groups)
     with pytest.raises(ValueError, match="side='up' is not one of 'left', 'right'"):
         hamilton_rule("up")

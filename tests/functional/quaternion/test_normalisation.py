@@ -202,3 +202,22 @@ def test_values_that_are_not_finite_come_out_as_nan():
     y = quaternion_whiten(x, *quaternion_moments(x), None, None)
     assert rows(y)[:, 0].isnan().all()
     assert rows(y)[:, 1:].isfinite().all()
+
+
+def test_a_direction_of_small_variance_is_whitened_as_far_as_eps_allows():
+    x = draw(4000, 4, seed=7)
+    x = x @ torch.linalg.qr(x.t() @ x / len(x)).Q * torch.tensor([1.0, 1.0, 1.0, 1e-2], dtype=torch.float64)
+    mean, covariance = quaternion_moments(x)
+    eps = 1e-3
+    y = quaternion_whiten(x, mean, covariance, None, None, eps)
+    values, found = torch.linalg.eigvalsh(covariance[0]), torch.linalg.eigvalsh(quaternion_moments(y)[1][0])
+    assert (found - values / (values + eps)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (0, 8, 3, 2), (3, 8, 0)])
+def test_empty_batches_stay_empty(shape):
+    x, mean = draw(*shape), draw(8)
+    covariance = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+    assert quaternion_whiten(x, mean, covariance, None, mean).shape == shape
+    assert quaternion_scale(x, mean, covariance[:, 0, 0], None, mean).shape == shape
+    assert quaternion_moments(x)[1].shape == (2, 4, 4)

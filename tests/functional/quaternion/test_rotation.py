@@ -54,9 +54,18 @@ def test_matrices_are_rotations(weight):
     assert (torch.linalg.det(matrices) - 1).abs().max() < 1e-14
 
 
-@pytest.mark.parametrize("factor", [-1.0, 1e-8, 1e8])
+@pytest.mark.parametrize("factor", [-1.0, 1e-8, 1e8, 1e-13, 1e-200, 1e200])
 def test_the_length_and_the_sign_of_a_weight_do_not_matter(weight, factor):
     assert (rotation_matrices(factor * weight) - rotation_matrices(weight)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("factor", [1e-13, 1e-25, 1e-35, 1e35])
+def test_short_and_long_weights_of_single_precision_are_rotations(weight, factor):
+    weight = weight.float()
+    assert (rotation_matrices(factor * weight) - rotation_matrices(weight)).abs().max() < 1e-5
+    grad = rotation_matrices_vjp(draw(3, 3, 2, 3).float(), factor * weight)
+    assert grad.isfinite().all()
+    assert grad.abs().max() > 0 or factor > 1
 
 
 def test_a_layer_sums_scaled_rotations(weight, scale, bias):
@@ -126,5 +135,7 @@ def test_shapes_that_do_not_fit_are_refused(weight, scale):
         quaternion_rotation(draw(5, 12), weight, scale)
     with pytest.raises(ValueError, match=r"bias of shape \(2,\) does not fit 2 vectors: give \(6,\)"):
         quaternion_rotation(draw(5, 9), weight, scale, draw(2))
+    with pytest.raises(ValueError, match=r"x is torch.float32, but weight torch.float64: convert one"):
+        quaternion_rotation(draw(5, 9).float(), weight, scale)
     with pytest.raises(ValueError, match=r"\(3, 5\) is not \(4, \.\.\.\)"):
         rotation_matrices(draw(3, 5))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_nobp.functional.quaternion import hamilton_product
-from lightning_nobp.nn.quaternion.adam import QuaternionAdam, quaternion_parameters
+from lightning_nobp.functional.quaternion import conjugate, hamilton_product, norm
+from lightning_nobp.nn.quaternion.adam import QuaternionAdam, quaternion_parameters, retract_
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv2d, QuaternionConvTranspose1d
 from lightning_nobp.nn.quaternion.linear import QuaternionLinear
 
@@ -130,6 +130,42 @@ def test_parameters_of_others_are_passed_over():
     assert difference(walk(optimizer, values, gradients()), walk(QuaternionAdam(plain), plain, gradients())) == 0
 
 
+@pytest.mark.parametrize("marks", ["at the start", "before", "after"])
+def test_groups_that_are_added_later_are_marked_as_those_of_the_start(marks):
+    together, apart = parameters(), parameters()
+    optimizer = QuaternionAdam(apart[:1], 0.1, quaternions=apart if marks == "at the start" else ())
+    if marks == "before":
+        optimizer.mark(apart)
+    optimizer.add_param_group({"params": apart[1:], "eps": 1e-8})
+    if marks == "after":
+        optimizer.mark(apart)
+    others = walk(QuaternionAdam(together, 0.1, quaternions=together), together, gradients())
+    assert difference(walk(optimizer, apart, gradients()), others) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr": -1.0}, "lr=-1.0"), ({"betas": (0.9,)}, r"betas=\(0.9,\) must be two"), ({"eps": -1.0}, "eps=-1.0")],
+)
+def test_options_of_groups_are_checked_too(options, message):
+    values = parameters()
+    optimizer = QuaternionAdam(values[:1])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": values[1:]} | options)
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(ValueError, match=message):
+        QuaternionAdam([{"params": values} | options])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_take_further_groups(copied):
+    values = parameters()
+    optimizer, (_, last) = copied((QuaternionAdam(values[:1], quaternions=values), values))
+    optimizer.add_param_group({"params": [last]})
+    optimizer.mark([last])
+    assert [group["quaternions"] for group in optimizer.param_groups] == [[0], [0]]
+
+
 def test_parameters_without_gradient_stay():
     values = parameters()
     start = values[1].detach().clone()
@@ -195,8 +231,10 @@ def test_parameters_of_quaternion_layers_are_found():
     [
         ({"lr": -1.0}, "lr=-1.0 must not be negative"),
         ({"lr": float("nan")}, "lr=nan must not be negative"),
-        ({"betas": (1.0, 0.9)}, r"betas=\(1.0, 0.9\) must lie in \[0, 1\)"),
-        ({"betas": (0.9, -0.1)}, "must lie in"),
+        ({"betas": (1.0, 0.9)}, r"betas=\(1.0, 0.9\) must be two numbers in \[0, 1\)"),
+        ({"betas": (0.9, -0.1)}, "must be two numbers"),
+        ({"betas": (0.9, 0.99, 0.999)}, r"betas=\(0.9, 0.99, 0.999\) must be two numbers"),
+        ({"betas": 0.9}, r"betas=0.9 must be two numbers"),
         ({"eps": -1.0}, "eps=-1.0 and weight_decay=0.0 must not be negative"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
         ({"quaternions": [torch.zeros(6)]}, r"a parameter of shape \(6,\) holds no whole quaternions"),
@@ -206,3 +244,33 @@ def test_parameters_of_quaternion_layers_are_found():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         QuaternionAdam(parameters(), **options)
+
+
+def test_retraction_puts_every_quaternion_back_to_length_one():
+    weight, bias, zero = torch.randn(4, 3, 2), nn.Parameter(torch.randn(12)), torch.zeros(4, 1)
+    direction = weight / norm(weight, dim=0)
+    retract_([weight, bias, zero])
+    assert torch.allclose(weight, direction)
+    assert torch.allclose(norm(bias.view(4, 3), dim=0), torch.ones(3))
+    assert torch.equal(zero, torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"a parameter of shape \(6,\) holds no whole quaternions"):
+        retract_([torch.zeros(6)])
+
+
+@pytest.mark.parametrize("kind", [QuaternionAdam, torch.optim.SGD])
+def test_the_rotation_between_two_clouds_of_points_is_found_with_a_quaternion_of_length_one(kind):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+    truth = torch.randn(4, dtype=torch.float64, generator=generator)
+    # Without the constraint, longer weights would scale the points.
+    turned = lambda w: hamilton_product(hamilton_product(w, points), conjugate(w))  # noqa: E731
+    target = turned(truth / truth.norm())
+    weight = nn.Parameter(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+    optimizer = kind([weight], lr=0.05)
+    optimizer.register_step_post_hook(lambda *_: retract_([weight]))
+    for _ in range(500):
+        optimizer.zero_grad()
+        (turned(weight) - target).square().mean().backward()
+        optimizer.step()
+        assert abs(norm(weight).item() - 1) < 1e-14
+    assert (turned(weight) - target).abs().max() < 1e-3

@@ -1,22 +1,27 @@
-"""Networks and checkpoints turned into quaternions: which layers, and with which weights."""
+"""Networks turned into quaternions and back: which layers, and with which weights."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from lightning_nobp.functional.quaternion import hamilton_block
-from lightning_nobp.nn.quaternion.conversion import from_component_weights, to_quaternion
+from lightning_nobp.nn.quaternion.conversion import to_quaternion, to_real
 from lightning_nobp.nn.quaternion.convolution import (
     QuaternionConv1d,
     QuaternionConv2d,
     QuaternionConv3d,
+    QuaternionConvTranspose1d,
     QuaternionConvTranspose2d,
+    QuaternionConvTranspose3d,
 )
+from lightning_nobp.nn.quaternion.hypercomplex import PHMConv2d, PHMLinear
 from lightning_nobp.nn.quaternion.linear import QuaternionLayer, QuaternionLinear
+from lightning_nobp.nn.quaternion.recurrent import QuaternionGRU, QuaternionLSTM, QuaternionRNN
 
 SIDES = ["left", "right"]
 
@@ -111,6 +116,139 @@ def test_layers_of_other_classes_are_left_alone():
     assert kinds(model) == ["Mine", "QuaternionLinear", "Conv1d"]
 
 
+TRANSPOSED = {
+    nn.ConvTranspose1d: QuaternionConvTranspose1d,
+    nn.ConvTranspose2d: QuaternionConvTranspose2d,
+    nn.ConvTranspose3d: QuaternionConvTranspose3d,
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPOSED)
+def test_a_transposed_convolution_keeps_its_geometry(kind):
+    layer = kind(8, 16, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2, dtype=torch.float64)
+    found = to_quaternion(layer)
+    assert type(found) is TRANSPOSED[kind]
+    for name in ("kernel_size", "stride", "padding", "output_padding", "dilation", "groups"):
+        assert getattr(found, name) == getattr(layer, name)
+    x = torch.randn(2, 8, *(3,) * found.dims, dtype=torch.float64)
+    assert found(x).shape == layer(x).shape
+
+
+RECURRENT = {nn.LSTM: QuaternionLSTM, nn.GRU: QuaternionGRU, nn.RNN: QuaternionRNN}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5}, {"bias": False}],
+    ids=str,
+)
+def test_a_recurrent_layer_keeps_its_options_and_shapes(kind, options):
+    layer = kind(8, 12, **options, dtype=torch.float64).eval()
+    found = to_quaternion(layer, side="right")
+    assert type(found) is RECURRENT[kind]
+    assert not found.training
+    for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
+        assert getattr(found, name) == getattr(layer, name)
+    assert found.side == "right"
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    assert found(x)[0].shape == layer(x)[0].shape
+    found.flatten_parameters()
+
+
+def test_the_nonlinearity_of_a_recurrent_layer_is_kept():
+    assert to_quaternion(nn.RNN(8, 8, nonlinearity="relu")).nonlinearity == "relu"
+
+
+def test_recurrent_layers_without_a_counterpart_are_left_alone():
+    model = to_quaternion(nn.ModuleList([nn.LSTM(8, 8, proj_size=4), nn.GRU(6, 8), nn.RNN(8, 6), nn.Linear(8, 8)]))
+    assert kinds(model) == ["LSTM", "GRU", "RNN", "QuaternionLinear"]
+
+
+def encoders():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    return {"layer": layer, "encoder": nn.TransformerEncoder(layer, 2)}
+
+
+@pytest.mark.parametrize("name", ["layer", "encoder"])
+@pytest.mark.parametrize("include", ["*", "*linear2"])
+def test_transformers_give_the_same_in_evaluation_as_in_training(name, include):
+    model = to_quaternion(encoders()[name], include=[include])
+    x, padding = torch.randn(3, 5, 16), torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    expected = model.train()(x), model(x, src_key_padding_mask=padding)
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        found = model(x), model(x, src_key_padding_mask=padding)
+    assert torch.allclose(found[0], expected[0], rtol=0, atol=1e-6)
+    assert torch.allclose(found[1][~padding], expected[1][~padding], rtol=0, atol=1e-6)
+
+
+def test_attention_and_transformers_that_stay_real_are_left_alone():
+    model = nn.ModuleDict({**encoders(), "readout": nn.Linear(16, 4)})
+    to_quaternion(model, include=["readout"])
+    assert model["layer"].activation_relu_or_gelu
+    assert model["encoder"].use_nested_tensor
+    assert quaternion_layers(to_quaternion(model)) == [
+        name for name, _ in model.named_modules() if name.endswith(("linear1", "linear2", "readout"))
+    ]
+
+
+# What would be lost
+
+
+def normalised(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(layer)
+
+
+def hooked(name):
+    def mark(layer):
+        getattr(layer, name)(lambda *_: None)
+        return layer
+
+    return mark
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        normalised,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        hooked("register_forward_hook"),
+        hooked("register_forward_pre_hook"),
+        hooked("register_full_backward_hook"),
+        hooked("register_full_backward_pre_hook"),
+    ],
+)
+def test_layers_with_hooks_or_parametrizations_are_refused(mark):
+    model = nn.Sequential(nn.Linear(8, 8), mark(nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match=r"layer '1' has hooks or parametrizations.*exclude=\['1'\]"):
+        to_quaternion(model)
+    assert quaternion_layers(model) == []
+    assert quaternion_layers(to_quaternion(model, exclude=["1"])) == ["0"]
+
+
+def test_weights_that_two_layers_share_are_refused():
+    model = nn.ModuleDict({"embedding": nn.Embedding(12, 8), "readout": nn.Linear(8, 12), "body": nn.Linear(8, 8)})
+    model["readout"].weight = model["embedding"].weight
+    with pytest.raises(ValueError, match=r"'embedding' and 'readout' share a weight.*exclude=\['readout'\]"):
+        to_quaternion(model)
+    assert quaternion_layers(to_quaternion(model, exclude=["readout"])) == ["body"]
+    assert model["readout"].weight is model["embedding"].weight
+
+
+def test_a_layer_that_stands_twice_is_replaced_in_both_places_or_refused():
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    with pytest.raises(ValueError, match="layer '2' stands elsewhere too, where it would be replaced"):
+        to_quaternion(model, exclude=["2"])
+    assert model[0] is model[2] is shared
+
+
 # With which weights
 
 
@@ -167,11 +305,41 @@ def test_new_weights_are_drawn():
     assert torch.equal(found.bias, torch.zeros(12))
 
 
-def test_what_was_frozen_stays_so_if_it_is_projected():
+@pytest.mark.parametrize("weights", ["new", "project"])
+def test_what_was_frozen_stays_so(weights):
     layer = nn.Linear(8, 12)
     layer.weight.requires_grad_(False)
-    found = to_quaternion(layer, weights="project")
+    found = to_quaternion(layer, weights=weights)
     assert (found.weight.requires_grad, found.bias.requires_grad) == (False, True)
+
+
+def test_what_was_frozen_of_a_recurrent_layer_stays_so():
+    layer = nn.GRU(8, 8, 2, bidirectional=True)
+    for name in ("weight_hh_l1", "bias_ih_l0_reverse", "bias_hh_l0_reverse"):
+        getattr(layer, name).requires_grad_(False)
+    found = to_quaternion(layer)
+    frozen = {name for name, parameter in found.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"recurrent.2.weight", "inputs.1.bias", "recurrent.1.bias"}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_layers_are_not_projected(kind):
+    model = nn.ModuleDict({"head": nn.Linear(8, 8), "rnn": kind(8, 8)})
+    message = rf"'rnn' is a {kind.__name__}: exclude=\['rnn'\], or draw all weights, weights='new'"
+    with pytest.raises(ValueError, match=message):
+        to_quaternion(model, weights="project")
+    assert quaternion_layers(to_quaternion(model, weights="project", exclude=["rnn"])) == ["head"]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_transposed_convolution_of_quaternions_in_real_numbers_is_found_exactly(side):
+    layer = nn.ConvTranspose2d(8, 12, 3, 2, 1, dtype=torch.float64)
+    weight = torch.randn(4, 2, 3, 3, 3, dtype=torch.float64)
+    layer.weight.data = hamilton_block(weight.transpose(1, 2), side).transpose(0, 1)
+    found = to_quaternion(layer, weights="project", side=side)
+    assert torch.allclose(found.weight, weight, rtol=0, atol=1e-15)
+    x = torch.randn(2, 8, 5, 4, dtype=torch.float64)
+    assert torch.allclose(found(x), layer(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -208,103 +376,53 @@ def test_a_model_that_cannot_be_converted_is_left_whole(layer, message):
     assert kinds(model) == ["Conv2d", "Conv2d"]
 
 
-# Checkpoints with a tensor a component
+# Back to real layers
+
+BACK = {
+    "linear": (QuaternionLinear(8, 12), (5, 8)),
+    "linear, right": (QuaternionLinear(8, 12, False, side="right"), (5, 8)),
+    "1d": (QuaternionConv1d(8, 12, 3, padding="same", dilation=2), (2, 8, 7)),
+    "2d": (QuaternionConv2d(8, 16, (3, 1), 2, (1, 0), (1, 2), padding_mode="circular"), (2, 8, 7, 6)),
+    "3d": (QuaternionConv3d(8, 12, 2, side="right"), (2, 8, 4, 3, 5)),
+    "1d, transposed": (QuaternionConvTranspose1d(8, 12, 3), (2, 8, 7)),
+    "2d, transposed": (QuaternionConvTranspose2d(8, 16, 3, 2, 1, (1, 0), side="right"), (2, 8, 4, 5)),
+    "hypercomplex": (PHMLinear(3, 6, 9), (5, 6)),
+    "hypercomplex, 2d": (PHMConv2d(2, 4, 6, 3, 2, 1), (2, 4, 7, 6)),
+}
 
 
-def products(parts, x, product):
-    """``w x``, from the table of the units."""
-    (r, i, j, k), (a, b, c, d) = parts, x
-    return torch.cat(
-        [
-            product(a, r) - product(b, i) - product(c, j) - product(d, k),
-            product(b, r) + product(a, i) + product(d, j) - product(c, k),
-            product(c, r) - product(d, i) + product(a, j) + product(b, k),
-            product(d, r) + product(c, i) - product(b, j) + product(a, k),
-        ],
-        dim=1,
-    )
+@pytest.mark.parametrize("name", BACK)
+def test_real_layers_give_what_the_quaternions_gave(name):
+    layer, shape = copy.deepcopy(BACK[name][0]).double(), BACK[name][1]
+    x = torch.randn(shape, dtype=torch.float64)
+    expected, real = layer(x), to_real(nn.Sequential(layer))[0]
+    assert type(real) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+    assert (real(x) - expected).abs().max() < 1e-12
+    assert {p.dtype for p in real.parameters()} == {torch.float64}
 
 
-class Other(nn.Module):
-    """A layer as other libraries have them: ``r_weight`` to ``k_weight``, and the product written out."""
-
-    def __init__(self, shape, outputs, product, conjugates=False):
-        super().__init__()
-        for name in "rijk":
-            setattr(self, f"{name}_weight", nn.Parameter(torch.randn(shape, dtype=torch.float64)))
-        self.bias = nn.Parameter(torch.randn(outputs, dtype=torch.float64))
-        self.product, self.sign = product, -1 if conjugates else 1
-
-    def forward(self, x):
-        imaginary = [self.sign * part for part in (self.i_weight, self.j_weight, self.k_weight)]
-        y = products([self.r_weight, *imaginary], x.chunk(4, dim=1), self.product)
-        return y + self.bias.view(-1, *(1,) * (x.dim() - 2))
+def test_a_network_goes_to_quaternions_and_back():
+    model = to_quaternion(torchvision.models.resnet18(num_classes=10)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    assert to_real(model) is model
+    assert not quaternion_layers(model)
+    assert not model.training
+    assert not model.layer1[0].conv1.training
+    assert torch.allclose(model(x), expected, atol=1e-4)
 
 
-def test_linear_layers_are_taken_over():
-    other = nn.Sequential(Other((5, 3), 12, torch.matmul), nn.Tanh(), Other((3, 2), 8, torch.matmul))
-    mine = nn.Sequential(QuaternionLinear(20, 12), nn.Tanh(), QuaternionLinear(12, 8)).double()
-    mine.load_state_dict(from_component_weights(other.state_dict()))
-    x = torch.randn(7, 20, dtype=torch.float64)
-    assert torch.allclose(mine(x), other(x), rtol=0, atol=1e-13)
+def test_a_layer_that_stands_twice_becomes_one_real_layer_and_what_is_frozen_stays_so():
+    layer = QuaternionLinear(8, 8).requires_grad_(False)
+    model = to_real(nn.Sequential(layer, nn.ReLU(), layer))
+    assert model[0] is model[2]
+    assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_a_layer_by_itself_is_taken_over():
-    other, mine = Other((5, 3), 12, torch.matmul), QuaternionLinear(20, 12, dtype=torch.float64)
-    mine.load_state_dict(from_component_weights(other.state_dict()))
-    x = torch.randn(7, 20, dtype=torch.float64)
-    assert torch.allclose(mine(x), other(x), rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("layer", "product"), [(QuaternionConv1d, F.conv1d), (QuaternionConv2d, F.conv2d), (QuaternionConv3d, F.conv3d)]
-)
-def test_convolutions_are_taken_over(layer, product):
-    other, mine = Other((3, 2, *(3,) * layer.dims), 12, product), layer(8, 12, 3, dtype=torch.float64)
-    mine.load_state_dict(from_component_weights(other.state_dict()))
-    x = torch.randn(2, 8, *(4,) * layer.dims, dtype=torch.float64)
-    assert torch.allclose(mine(x), other(x), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("conjugates", [False, True])
-def test_transposed_convolutions_that_multiply_by_the_conjugate_are_named(conjugates):
-    other = nn.Sequential(
-        Other((3, 2, 3, 3), 12, F.conv2d), Other((3, 2, 3, 3), 8, F.conv_transpose2d, conjugates=conjugates)
-    )
-    mine = nn.Sequential(QuaternionConv2d(8, 12, 3), QuaternionConvTranspose2d(12, 8, 3)).double()
-    x = torch.randn(2, 8, 5, 4, dtype=torch.float64)
-    mine.load_state_dict(from_component_weights(other.state_dict(), transposed=["1"] if conjugates else []))
-    assert torch.allclose(mine(x), other(x), rtol=0, atol=1e-12)
-
-
-def test_other_entries_are_taken_over():
-    state = nn.Sequential(Other((5, 3), 12, torch.matmul), nn.BatchNorm1d(12)).state_dict()
-    found = from_component_weights(state)
-    assert set(found) == {"0.weight", *(key for key in state if not key.endswith("_weight"))}
-    assert all(found[key] is state[key] for key in found if key != "0.weight")
-
-
-def changed(name=None, value=None):
-    """A checkpoint of one layer with an entry replaced, or left out."""
-    state = nn.Sequential(Other((5, 3), 12, torch.matmul)).state_dict() | {f"0.{name}": value}
-    return {key: value for key, value in state.items() if value is not None}
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("j_weight", None, "state: layer '0.' has no j_weight"),
-        ("r_weight", None, "state: layer '0.' has no r_weight"),
-        ("i_weight", torch.zeros(5, 2), r"state: components of '0.' have shapes \[\(5, 3\), \(5, 2\)"),
-        ("zero_kernel", torch.zeros(5, 3), "'0.zero_kernel' belongs to a layer of rotations"),
-        ("scale_param", torch.zeros(5, 3), "'0.scale_param' belongs to a layer of rotations"),
-    ],
-)
-def test_checkpoints_that_are_not_whole_are_refused(name, value, message):
-    with pytest.raises(ValueError, match=message):
-        from_component_weights(changed(name, value))
-
-
-def test_transposed_layers_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="transposed='decoder' matches no layer"):
-        from_component_weights(changed(), transposed=["decoder"])
+def test_what_has_no_real_layer_is_refused_and_the_model_left_whole():
+    model = nn.Sequential(QuaternionLinear(16, 16), QuaternionConv2d(16, 16, 3, groups=2))
+    with pytest.raises(ValueError, match="layer '1' has groups=2, whose channels"):
+        to_real(model)
+    assert kinds(model) == ["QuaternionLinear", "QuaternionConv2d"]
+    with pytest.raises(ValueError, match="model: there is no layer of quaternions"):
+        to_real(nn.Linear(8, 8))

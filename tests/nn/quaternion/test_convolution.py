@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from lightning_nobp.nn.quaternion.convolution import (
     QuaternionConvTranspose2d,
     QuaternionConvTranspose3d,
 )
+from lightning_nobp.nn.quaternion.networks import QuaternionCNN, QuaternionMLP
 
 LAYERS = {
     "1d": (QuaternionConv1d, (8, 12, 3), {}, (2, 8, 6)),
@@ -245,11 +247,11 @@ def test_autocast_runs_in_half_precision_both_ways(name, inside):
 
 def test_layers_have_the_attributes_of_torchs():
     layer, same = QuaternionConv2d(8, 16, 3, 2, 1, (1, 2), 2), nn.Conv2d(8, 16, 3, 2, 1, (1, 2), 2)
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    assert all(getattr(layer, name) == getattr(same, name) for name in names)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    assert all(getattr(layer, name) == getattr(same, name) for name in (*names, "padding_mode"))
     assert layer.weight.numel() == same.weight.numel() / 4
     layer, same = QuaternionConvTranspose2d(8, 16, 3, 2, 1, 1, 2), nn.ConvTranspose2d(8, 16, 3, 2, 1, 1, 2)
-    assert all(getattr(layer, name) == getattr(same, name) for name in names[:-1])
+    assert all(getattr(layer, name) == getattr(same, name) for name in (*names, "output_padding"))
     assert layer.weight.numel() == same.weight.numel() / 4
 
 
@@ -276,8 +278,8 @@ def test_printing_shows_what_torchs_layers_show():
         ({"groups": 2}, "groups=2 does not divide the 3 quaternions of out_channels=12"),
         ({"groups": 3}, "groups=3 does not divide the 2 quaternions of in_channels=8"),
         ({"groups": 0}, "groups=0 does not divide"),
-        ({"kernel_size": 0}, "kernel_size=0 must be one positive number, or 2 of them"),
-        ({"kernel_size": (3, 3, 3)}, r"kernel_size=\(3, 3, 3\) must be one positive number"),
+        ({"kernel_size": 0}, "kernel_size=0 must be one number of at least 1, or 2 of them"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size=\(3, 3, 3\) must be one number of at least 1"),
         ({"stride": 0}, "stride=0 must be one number of at least 1"),
         ({"padding": -1}, "padding=-1 must be one number of at least 0"),
         ({"dilation": (1, 0)}, r"dilation=\(1, 0\) must be"),
@@ -291,6 +293,42 @@ def test_bad_arguments_are_refused(layer, options, message):
         layer(**{"in_channels": 8, "out_channels": 12, "kernel_size": 3} | options)
 
 
+@pytest.mark.parametrize("layer", [QuaternionConv2d, QuaternionConvTranspose2d])
+@pytest.mark.parametrize("name", ["in_channels", "out_channels"])
+@pytest.mark.parametrize("value", [0, -4])
+def test_channels_that_are_not_positive_are_refused(layer, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be positive"):
+        layer(**{"in_channels": 8, "out_channels": 12, "kernel_size": 3, name: value})
+
+
+SIZES = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        *((QuaternionConv2d, name) for name in SIZES),
+        *((QuaternionConvTranspose2d, name) for name in (*SIZES, "output_padding")),
+    ],
+)
+@pytest.mark.parametrize("value", [4.0, True, None, (4, "4")])
+def test_sizes_that_are_no_whole_numbers_are_refused(layer, name, value):
+    with pytest.raises(TypeError, match=re.escape(f"{name}={value!r} is no whole number: give an int")):
+        layer(**{"in_channels": 8, "out_channels": 12, "kernel_size": 3, name: value})
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        *((QuaternionConv2d, name) for name in SIZES if name != "padding"),
+        *((QuaternionConvTranspose2d, name) for name in (*SIZES, "output_padding")),
+    ],
+)
+def test_sizes_that_are_strings_are_refused(layer, name):
+    with pytest.raises(TypeError, match=f"{name}='8' is no whole number: give an int"):
+        layer(**{"in_channels": 8, "out_channels": 12, "kernel_size": 3, name: "8"})
+
+
 def test_bad_padding_is_refused():
     with pytest.raises(ValueError, match="padding_mode='mirror' is not one of 'zeros', 'reflect'"):
         QuaternionConv2d(8, 8, 3, padding_mode="mirror")
@@ -298,6 +336,29 @@ def test_bad_padding_is_refused():
         QuaternionConv2d(8, 8, 2, padding="same")
     with pytest.raises(ValueError, match="output_padding=2 must be smaller than stride or dilation"):
         QuaternionConvTranspose2d(8, 8, 3, stride=2, output_padding=2)
+
+
+@pytest.mark.parametrize("network", [QuaternionCNN, QuaternionMLP])
+@pytest.mark.parametrize(
+    ("input_shape", "num_classes", "message"),
+    [
+        ((3, 0, 8), 10, r"input_shape=\(3, 0, 8\) must be positive"),
+        ((0, 8, 8), 10, r"input_shape=\(0, 8, 8\) must be positive"),
+        ((3, 8, 8), 0, "num_classes=0 must be positive"),
+    ],
+)
+def test_networks_of_nothing_are_refused(network, input_shape, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        network(input_shape, num_classes)
+
+
+def test_networks_without_a_convolution_or_with_broken_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"channels=\(\) makes no convolution: give the channels of at least one"):
+        QuaternionCNN((3, 8, 8), 10, channels=())
+    with pytest.raises(TypeError, match=r"input_shape=\(3, 8.0, 8\) is no whole number"):
+        QuaternionCNN((3, 8.0, 8), 10)
+    with pytest.raises(TypeError, match="num_classes='10' is no whole number"):
+        QuaternionMLP((3, 8, 8), "10")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -188,6 +190,8 @@ def test_printing_shows_sizes_and_what_is_unusual():
     [
         ((6, 8), {}, "in_features has 6 features: quaternions take four each"),
         ((8, 6), {}, "out_features has 6 features"),
+        ((0, 8), {}, "in_features=0 must be positive"),
+        ((8, -4), {}, "out_features=-4 must be positive"),
         ((8, 8), {"side": "both"}, "side='both' is not one of 'left', 'right'"),
         ((8, 8), {"algorithm": "fft"}, "algorithm='fft' is not one of 'auto', 'block', 'fast8'"),
         ((8, 8), {"init": "zero"}, "init='zero' is not one of"),
@@ -197,6 +201,18 @@ def test_printing_shows_sizes_and_what_is_unusual():
 def test_bad_arguments_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         QuaternionLinear(*arguments, **options)
+
+
+@pytest.mark.parametrize("value", [8.0, "8", True, None, torch.tensor(8)])
+def test_sizes_that_are_no_whole_numbers_are_refused(value):
+    with pytest.raises(TypeError, match=re.escape(f"in_features={value!r} is no whole number: give an int")):
+        QuaternionLinear(value, 8)
+    with pytest.raises(TypeError, match=re.escape(f"out_features={value!r} is no whole number: give an int")):
+        QuaternionLinear(8, value)
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    assert QuaternionLinear(np.prod([2, 4]), np.int32(4)).weight.shape == (4, 1, 2)
 
 
 @pytest.mark.parametrize(

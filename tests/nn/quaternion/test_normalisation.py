@@ -149,3 +149,25 @@ def test_bad_arguments_are_refused(options, message):
 def test_inputs_of_another_width_are_refused(mode):
     with pytest.raises(ValueError, match=r"\(9, 12\) does not fit num_features=8: give \(batch, 8, \.\.\.\)"):
         layer(mode)(draw(9, 12))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("shape", [(0, 8), (0, 8, 3, 2), (3, 8, 0)])
+def test_empty_batches_pass_as_through_torchs_layer(mode, training, track, shape):
+    mine = layer(mode, track_running_stats=track).train(training)
+    torchs = nn.BatchNorm2d(8, track_running_stats=track, dtype=torch.float64).train(training)
+    before = {key: value.clone() for key, value in mine.state_dict().items()}
+    x = draw(*shape).requires_grad_()
+    y = mine(x)
+    y.sum().backward()
+    torchs(draw(0, 8, 1, 1))
+    assert y.shape == x.grad.shape == shape
+    vjp_y, pullback = vjp(mine, x.detach(), needs_input_grad=True)
+    assert vjp_y.shape == pullback(torch.empty_like(vjp_y)).shape == shape
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in mine.parameters())
+    if track:
+        assert mine.num_batches_tracked == 2 * torchs.num_batches_tracked
+        assert torch.equal(mine.running_mean, before["running_mean"])
+        assert torch.equal(mine.running_var, before["running_var"])

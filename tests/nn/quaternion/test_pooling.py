@@ -73,6 +73,13 @@ def test_bad_sizes_are_refused(options, message):
         QuaternionMaxPool2d(**options)
 
 
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
+@pytest.mark.parametrize("value", [1.0, "1", True])
+def test_sizes_that_are_no_whole_numbers_are_refused(name, value):
+    with pytest.raises(TypeError, match=f"{name}={value!r} is no whole number: give an int"):
+        QuaternionMaxPool2d(**{"kernel_size": 2, name: value})
+
+
 def test_inputs_that_are_no_maps_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 8\) holds no maps"):
         QuaternionMaxPool2d(2)(draw(3, 8))

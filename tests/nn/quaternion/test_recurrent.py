@@ -284,6 +284,7 @@ def test_printing_shows_sizes_and_what_is_unusual():
         ({"input_size": 6}, "input_size has 6 features: quaternions take four each"),
         ({"hidden_size": 6}, "hidden_size has 6 features"),
         ({"hidden_size": 0}, "hidden_size=0 must be positive"),
+        ({"input_size": -4}, "input_size=-4 must be positive"),
         ({"num_layers": 0}, "num_layers=0 must be positive"),
         ({"dropout": 1.5}, "dropout=1.5 must lie between 0 and 1"),
         ({"side": "up"}, "side='up' is not one of"),
@@ -294,6 +295,14 @@ def test_printing_shows_sizes_and_what_is_unusual():
 def test_bad_arguments_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         KINDS[kind][0](**{"input_size": 8, "hidden_size": 8} | options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
+@pytest.mark.parametrize("value", [8.0, "8", True])
+def test_sizes_that_are_no_whole_numbers_are_refused(kind, name, value):
+    with pytest.raises(TypeError, match=f"{name}={value!r} is no whole number: give an int"):
+        KINDS[kind][0](**{"input_size": 8, "hidden_size": 8, name: value})
 
 
 def test_an_unknown_nonlinearity_is_refused():
@@ -320,6 +329,56 @@ def test_bad_inputs_are_refused(kind):
     wrong = torch.zeros(1, BATCH, 4)
     with pytest.raises(ValueError, match=r"hx holds .*\(1, 4, 4\): give [12] of shape \(1, 4, 8\)"):
         layer(sequences(), (wrong, wrong) if kind == "LSTM" else wrong)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+def test_first_states_of_a_memory_are_refused_where_there_is_one(kind):
+    layer = made(kind)
+    state = starts(kind, layer)
+    with pytest.raises(TypeError, match="hx is a tuple: give one tensor, the hidden state"):
+        layer(sequences(), (state, state))
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_first_states_that_are_no_pair_of_tensors_are_refused_by_a_memory(pair):
+    layer = made("LSTM")
+    hidden, _ = starts("LSTM", layer)
+    name = "tuple" if pair else "Tensor"
+    with pytest.raises(TypeError, match=rf"hx is a {name}, no pair of tensors: give \(hidden state, cell\)"):
+        layer(sequences(), (hidden, None) if pair else hidden)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [False, True])
+def test_what_is_exported_takes_any_number_of_sequences(kind, given):
+    """Wide enough for ``'auto'`` to take fast8, of many sequences, where nothing is exported."""
+    layer = KINDS[kind][0](8, 4 * 64)
+    draw = lambda batch: torch.randn(3, batch, 8)  # noqa: E731
+
+    def inputs(batch):
+        state = torch.randn(1, batch, 4 * 64)
+        return (draw(batch), (state, state) if kind == "LSTM" else state) if given else (draw(batch),)
+
+    batch = {1: torch.export.Dim("batch")}
+    shapes = (batch, (batch, batch) if kind == "LSTM" else batch) if given else (batch,)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(layer, inputs(70), dynamic_shapes=shapes), file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
+    for number in (2, 9, 70):
+        arguments = inputs(number)
+        (y, ends), (expected, expected_ends) = exported(*arguments), layer(*arguments)
+        assert torch.allclose(y, expected, rtol=0, atol=1e-5)
+        for end, expected_end in zip(as_tuple(ends), as_tuple(expected_ends), strict=True):
+            assert torch.allclose(end, expected_end, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("algorithm", ["auto", "block", "fast8"])
+def test_one_sequence_is_computed_as_among_others(kind, algorithm):
+    layer, x = made(kind, algorithm=algorithm, bidirectional=True), sequences()
+    assert torch.allclose(layer(x[:, :1])[0], layer(x)[0][:, :1], rtol=0, atol=1e-14)
+    assert layer.to("meta")(x[:, :1].to("meta"))[0].shape == (LENGTH, 1, 8 * M)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -37,21 +37,22 @@ def test_rotations_start_uniformly_distributed():
 
 def test_scales_are_learned_or_stay():
     learned, fixed = QuaternionRotation(12, 6), QuaternionRotation(12, 6, scale=False)
-    assert torch.equal(learned.scale, torch.full((2, 4), 0.5))
-    assert fixed.scale.item() == 0.5
-    assert {name for name, _ in learned.named_parameters()} == {"weight", "scale", "bias"}
+    assert (learned.scale, fixed.scale) == (True, False)
+    assert torch.equal(learned.scales, torch.full((2, 4), 0.5))
+    assert fixed.scales.item() == 0.5
+    assert {name for name, _ in learned.named_parameters()} == {"weight", "scales", "bias"}
     assert {name for name, _ in fixed.named_parameters()} == {"weight", "bias"}
     y, pullback = vjp(fixed, torch.randn(5, 12))
     pullback(torch.ones_like(y))
-    assert fixed.scale.grad is None
+    assert fixed.scales.grad is None
     assert fixed.weight.grad.abs().max() > 0
 
 
 def test_the_layer_is_the_function_of_its_parameters():
     layer = QuaternionRotation(9, 6, dtype=torch.float64)
-    layer.bias.data, layer.scale.data = draw(6), draw(2, 3)
+    layer.bias.data, layer.scales.data = draw(6), draw(2, 3)
     x = draw(2, 5, 9)
-    assert torch.equal(layer(x), quaternion_rotation(x, layer.weight, layer.scale, layer.bias))
+    assert torch.equal(layer(x), quaternion_rotation(x, layer.weight, layer.scales, layer.bias))
     assert QuaternionRotation(9, 6, bias=False).bias is None
 
 
@@ -80,3 +81,7 @@ def test_features_that_are_no_vectors_are_refused():
         QuaternionRotation(8, 6)
     with pytest.raises(ValueError, match="out_features=0"):
         QuaternionRotation(9, 0)
+    with pytest.raises(TypeError, match=r"in_features=9.0 is no whole number"):
+        QuaternionRotation(9.0, 6)
+    with pytest.raises(ValueError, match=r"x is torch.float64, but weight torch.float32"):
+        QuaternionRotation(9, 6)(draw(5, 9))
