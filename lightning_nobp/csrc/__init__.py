@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _VARIANTS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 _FOLDER = Path(__file__).parent
@@ -35,4 +37,24 @@ def library(name: str) -> ctypes.CDLL:
                 reason = str(error)
     raise KernelsUnavailableError(
         f"no compiled kernels for {name} layers: {reason}. Install lightning-nobp again where there is a C++ compiler"
+    )
+
+
+def have_memory(*tensors: Tensor) -> bool:
+    """Whether a kernel may read and write tensors at their addresses.
+
+    Not where one stands in for others (in ``torch.func``, while a graph is traced), has a tangent beside it, or is not
+    what its memory says (a negative view).
+    """
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    return all(
+        type(tensor) in (Tensor, nn.Parameter)
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+        and not functorch.is_legacy_batchedtensor(tensor)
+        for tensor in tensors
     )

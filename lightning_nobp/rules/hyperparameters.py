@@ -185,8 +185,8 @@ def _is_tied_or_frozen(module: nn.Module) -> bool:
     return len(every) > len(set(every)) or not all(p.requires_grad for p in module.parameters())
 
 
-# The last four are what `reduction` of torch's losses and the bounds of Hardtanh were once called.
-_NOT_ARCHITECTURE = ("device", "dtype", "self", "size_average", "reduce", "min_value", "max_value")
+# The last two are what `reduction` of torch's losses was once called, as Hardtanh has older names for its bounds.
+_NOT_ARCHITECTURE = ("device", "dtype", "self", "size_average", "reduce")
 
 
 def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
@@ -204,7 +204,7 @@ def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
     # Without a constructor of its own, a layer would seem to take whatever nn.Module takes.
     parameters = {} if cls.__init__ is nn.Module.__init__ else inspect.signature(cls).parameters
     for name, parameter in parameters.items():
-        if name in _NOT_ARCHITECTURE:
+        if name in _NOT_ARCHITECTURE or (cls is nn.Hardtanh and name in ("min_value", "max_value")):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             return None

@@ -171,7 +171,8 @@ class QuaternionBackprop(ClassificationRule):
             target: See :meth:`compute_gradients`.
 
         Raises:
-            ValueError: Targets of another shape, or a loss of several numbers.
+            ValueError: Targets of another shape, outputs that are not ``(batch, 4N)`` for a loss of quaternions, or a
+                loss of several numbers.
         """
         if isinstance(self.loss, nn.Module):
             found: Tensor = self.loss(scores, target)
@@ -185,6 +186,11 @@ class QuaternionBackprop(ClassificationRule):
             if scores.shape != target.shape:
                 raise ValueError(
                     f"targets of shape {tuple(target.shape)} do not fit outputs of shape {tuple(scores.shape)}"
+                )
+            if self.loss != "mse" and scores.dim() != 2:
+                raise ValueError(
+                    f"loss={self.loss!r} takes outputs (batch, 4N), not {tuple(scores.shape)}: end the network with "
+                    "nn.Flatten(), or give a loss module that knows where the components lie"
                 )
             return _QUATERNION_LOSSES[self.loss](scores, target)
         if self.loss == "mse":

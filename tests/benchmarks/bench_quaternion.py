@@ -74,9 +74,9 @@ def conv_runs(width: int, batch: int, size: int) -> dict[str, Run]:
     return runs | {a: there_and_back(layer, list(layer.parameters()), x, grad) for a, layer in layers.items()}
 
 
-def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+def show(title: str, first: str, rows: dict[str, dict[str, float]]) -> None:
     table = Table(title=title, title_justify="left")
-    for column in ("", "real, ms", "concatenated", "block", "fast8", "concatenated / fast8", "real / fast8"):
+    for column in (first, "real, ms", "concatenated", "block", "fast8", "concatenated / fast8", "real / fast8"):
         table.add_column(column, justify="right")
     for name, found in rows.items():
         ratios = [found[other] / found["fast8"] for other in ("concatenated", "real")]
@@ -106,10 +106,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    linear = {f"{n} quaternions, batch {b}": medians(linear_runs(n, b), options.rounds) for n, b in LINEAR}
-    show("Linear layers", linear)
-    conv = {f"{n} quaternions, {s}x{s}, batch {b}": medians(conv_runs(n, b, s), options.rounds) for n, b, s in CONV}
-    show("3x3 convolutions", conv)
+    linear = {f"{n}, {b}": medians(linear_runs(n, b), options.rounds) for n, b in LINEAR}
+    show("Linear layers", "quaternions, batch", linear)
+    conv = {f"{n}, {s}x{s}, {b}": medians(conv_runs(n, b, s), options.rounds) for n, b, s in CONV}
+    show("3x3 convolutions", "quaternions, map, batch", conv)
     if options.picture:
         draw({width: medians(linear_runs(width, 1024), options.rounds) for width in WIDTHS}, options.picture)
 

@@ -156,6 +156,16 @@ def test_what_a_checkpoint_cannot_say_is_refused_at_once(value):
         backprop(optimizer=value)
 
 
+class Clamp(nn.Module):
+    def __init__(self, min_value=0.0, max_value=1.0):
+        super().__init__()
+        self.min_value, self.max_value = min_value, max_value
+
+
+def test_arguments_that_torch_has_renamed_elsewhere_are_kept():
+    assert to_plain(Clamp(-3.0, 7.0), "n")["init_args"] == {"min_value": -3.0, "max_value": 7.0}
+
+
 def test_plain_forms():
     assert to_plain(partial(torch.optim.Adam, lr=1), "o") == {
         "class_path": "torch.optim.adam.Adam",

@@ -289,6 +289,13 @@ def test_wrong_options_are_refused(options, message):
         QuaternionBackprop(**{"num_classes": 3} | options)
 
 
+@pytest.mark.parametrize("loss", ["imaginary_mse", "unit_mse", "geodesic", "chordal"])
+def test_losses_of_quaternions_refuse_maps(loss):
+    rule = QuaternionBackprop(network=nn.Sequential(QuaternionConv2d(4, 8, 1)), loss=loss, task="regression")
+    with pytest.raises(ValueError, match=rf"loss='{loss}' takes outputs \(batch, 4N\), not \(2, 8, 3, 3\)"):
+        rule.compute_gradients((torch.randn(2, 4, 3, 3), torch.randn(2, 8, 3, 3)))
+
+
 def test_a_loss_that_would_not_train_is_refused():
     loss = nn.AdaptiveLogSoftmaxWithLoss(8, 4, [2])
     with pytest.raises(ValueError, match="loss=AdaptiveLogSoftmaxWithLoss has weights of its own"):

@@ -3,8 +3,8 @@
 Four real components lie along one dimension of a tensor, the real one first; every other dimension broadcasts. With
 the components in front (``dim=0``) the products run over contiguous memory and are several times faster.
 
-Where lengths are taken, half precision is computed in float32, and lengths may be as large or as small as the type
-holds: no square overflows or vanishes on the way.
+Where lengths are taken, half precision is computed in float32. :func:`norm`, :func:`normalize`, :func:`inverse` and
+:func:`log` take quaternions as large or as small as the type holds: no square overflows or vanishes on the way.
 """
 
 import math
@@ -228,7 +228,13 @@ def autocasts(x: Tensor) -> bool:
 
 
 def widened(x: Tensor) -> Tensor:
-    """``x`` in float32 where it is half precision, or whole numbers."""
+    """``x`` in float32 where it is half precision, or whole numbers.
+
+    Raises:
+        TypeError: Complex numbers.
+    """
+    if x.is_complex():
+        raise TypeError(f"quaternions of type {x.dtype}: give real components, by from_complex for pairs of numbers")
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

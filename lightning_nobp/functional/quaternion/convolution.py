@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -280,7 +281,7 @@ def convolution(
         raise ValueError(
             f"weight of shape {tuple(weight.shape)} is not (4, M, N / groups, ...) with {dims} kernel dimensions"
         )
-    if groups < 1 or weight.shape[1] % groups:
+    if not isinstance(groups, Integral) or groups < 1 or weight.shape[1] % groups:
         raise ValueError(f"groups={groups} does not divide the {weight.shape[1]} quaternion channels of the weight")
     dilations = per_dimension("dilation", dilation, dims, least=1)
     strides = per_dimension("stride", stride, dims, least=1)
@@ -359,10 +360,10 @@ def per_dimension(name: str, value: Size, dims: int, least: int) -> tuple[int, .
     Raises:
         ValueError: Another count of numbers, or one below ``least``; the message calls them ``name``.
     """
-    numbers = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(numbers) != dims or any(not isinstance(n, int) or n < least for n in numbers):
-        raise ValueError(f"{name}={value!r} must be one number of at least {least}, or {dims} of them")
-    return numbers
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * dims
+    if len(numbers) != dims or any(not isinstance(n, Integral) or n < least for n in numbers):
+        raise ValueError(f"{name}={value!r} must be one whole number of at least {least}, or {dims} of them")
+    return tuple(map(int, numbers))
 
 
 def _named_padding(

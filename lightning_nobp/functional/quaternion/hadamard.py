@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nobp.csrc import KernelsUnavailableError, library
+from lightning_nobp.csrc import KernelsUnavailableError, have_memory, library
 
 _SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -33,27 +33,35 @@ def hadamard_(out: Sequence[Tensor], parts: Sequence[Tensor], *, negate_first: b
         parts: Four tensors of one layout and of the same shape.
         negate_first: Whether the first of ``parts`` is taken with the opposite sign.
     """
-    rows, source = _rows(out[0]), _rows(parts[0])
-    kernel = _kernel(parts[0].dtype) if parts[0].is_cpu and rows is not None and source is not None else None
-    if kernel is None:
+    if not (_fits_kernel(parts, parts[0]) and _fits_kernel(out, parts[0]) and have_memory(*parts, *out)):
         found = hadamard((-parts[0], *parts[1:]) if negate_first else parts)
         for into, result in zip(out, found, strict=True):
             into.copy_(result)
         return out
     pointers = [part.data_ptr() for part in (*parts, *out)]
-    width = parts[0].numel() // max(1, len(parts[0]))
-    kernel(*pointers, source, rows, len(parts[0]), width, negate_first, torch.get_num_threads())
+    rows = len(parts[0])
+    width = parts[0].numel() // max(1, rows)
+    strides = parts[0].stride(0), out[0].stride(0)
+    _kernel(parts[0].dtype)(*pointers, *strides, rows, width, negate_first, torch.get_num_threads())
     return out
 
 
-def _rows(part: Tensor) -> int | None:
-    """The distance of rows that are each without gaps, None where they are not."""
+def _fits_kernel(parts: Sequence[Tensor], like: Tensor) -> bool:
+    """Whether they are of one layout, rows without gaps, and of ``like``'s type and shape, for which there is code."""
+    first = parts[0]
+    if not first.is_cpu or _kernel(like.dtype) is None:
+        return False
+    if any(part.dtype is not like.dtype or part.shape != like.shape or not part.is_cpu for part in parts):
+        return False
+    strides = first.stride()
+    if any(part.stride() != strides for part in parts):
+        return False
     inner = 1
-    for size, stride in zip(reversed(part.shape[1:]), reversed(part.stride()[1:]), strict=True):
+    for size, stride in zip(reversed(first.shape[1:]), reversed(strides[1:]), strict=True):
         if size > 1 and stride != inner:
-            return None
+            return False
         inner *= size
-    return part.stride(0)
+    return True
 
 
 @cache

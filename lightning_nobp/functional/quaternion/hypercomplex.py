@@ -124,7 +124,8 @@ def phm_to_quaternion(rule: Tensor, weight: Tensor, side: Side = "left") -> Tens
     if len(rule) != 4:
         raise ValueError(f"rule of shape {tuple(rule.shape)}: quaternions have four components, (4, 4, 4)")
     mixing, distance = _in_units(rule, side)
-    if distance > 64 * torch.finfo(rule.dtype).eps * rule.abs().max():
+    # NaN is at no distance.
+    if not distance <= 64 * torch.finfo(rule.dtype).eps * rule.abs().max():
         raise ValueError(
             f"rule multiplies in another way than quaternions from the {side}, by up to {distance:.1e} in an "
             "entry: only a layer with the rule of hamilton_rule can become one of quaternions"

@@ -16,6 +16,7 @@ References:
     de Groote, "On the Complexity of Quaternion Multiplication", Information Processing Letters 3 (1975).
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -24,6 +25,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from lightning_nobp.csrc import have_memory
 from lightning_nobp.functional.quaternion.algebra import autocasts, check_types
 from lightning_nobp.functional.quaternion.hadamard import hadamard, hadamard_
 
@@ -119,7 +121,7 @@ def quaternion_product(
         ValueError: Input, weight and bias are of different types.
     """
     check_types(x, weight, bias)
-    if _chosen(algorithm, x, weight, product) == "block":
+    if chosen(algorithm, x, weight, product) == "block":
         gathered = None if bias is None else product.gather(bias.unsqueeze(0)).squeeze(0)
         y = product.layer(product.gather(x), product.block(weight, side), gathered)
         return product.gather(y, back=True)
@@ -140,8 +142,11 @@ def quaternion_product_vjp(
     wanted: Sequence[bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``x`` and ``weight`` of :func:`quaternion_product` for ``grad``, None where not ``wanted``."""
-    if _chosen(algorithm, x, weight, product) == "fast8":
-        return _fast8_vjp(grad, x, weight, product, side, wanted)
+    check_types(x, weight)
+    check_types(grad, weight)
+    if chosen(algorithm, x, weight, product) == "fast8":
+        run = _fast8_vjp if have_memory(grad, x, weight) else fast8_vjp
+        return run(grad, x, weight, product, side, wanted)
     grad, gathered, block = product.gather(grad), product.gather(x), product.block(weight, side)
     grad_x = product.gather(product.input_grad(grad, gathered, block), back=True) if wanted[0] else None
     grad_weight = product.block_vjp(product.weight_grad(grad, gathered, block), side) if wanted[1] else None
@@ -159,7 +164,8 @@ def check_options(side: str, algorithm: str) -> None:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
-def _chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduct) -> str:
+def chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduct) -> Literal["block", "fast8"]:
+    """What ``algorithm`` comes to for these tensors."""
     # What is compiled or exported must not depend on the number of samples.
     compiling = torch.compiler.is_compiling()
     if algorithm == "block" or (algorithm == "auto" and compiling):
@@ -169,19 +175,27 @@ def _chosen(algorithm: Algorithm, x: Tensor, weight: Tensor, product: RealProduc
     # With autocast, the products are taken in half precision whatever the inputs' type.
     wide = x.dtype in _WIDE and not autocasts(x)
     if algorithm == "fast8":
-        return "fast8" if wide else _fall_back(torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype)
+        if not wide and not compiling:
+            _warn_of_rounding(torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype)
+        return "fast8" if wide else "block"
     return "fast8" if wide and x.device.type == "cpu" and product.gains(x, weight) else "block"
 
 
 @cache
-def _fall_back(dtype: torch.dtype) -> str:
+def _warn_of_rounding(dtype: torch.dtype) -> None:
     warnings.warn(
         f"algorithm='fast8' adds up four components before it multiplies, which doubles the errors of {dtype}: "
         "algorithm='block' is taken instead",
-        # Whoever called quaternion_linear or one of the convolutions.
-        stacklevel=5,
+        stacklevel=_outside(),
     )
-    return "block"
+
+
+def _outside() -> int:
+    """How many calls lie between a warning and whoever called a quaternion layer or function."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("lightning_nobp.", "torch.nn.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def hamilton_block(weight: Tensor, side: Side = "left") -> Tensor:
@@ -220,12 +234,34 @@ def fast8(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct, 
     return y if bias is None else y + bias
 
 
+def fast8_vjp(
+    grad: Tensor, x: Tensor, weight: Tensor, product: RealProduct, side: Side, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of input and weight by the transposed algorithm, to be read, compiled and differentiated."""
+    grads, parts = _parts(grad), _parts(x)
+    grads_had = hadamard((-grads[0], *grads[1:]))
+    grad_x, grad_weight = None, None
+    if wanted[0]:
+        weight_had = hadamard((weight / 4).unbind(0))
+        of_x = list(hadamard([product.input_grad(g, parts[0], w) for g, w in zip(grads_had, weight_had, strict=True)]))
+        for c, (p, q) in enumerate(_CORRECTIONS[side]):
+            of_x[q] = of_x[q] + (-2 if c else 2) * product.input_grad(grads[c], parts[q], weight[p])
+        grad_x = torch.cat(of_x, dim=1)
+    if wanted[1]:
+        pairs = zip(grads_had, hadamard(parts), weight, strict=True)
+        of_weight = [total / 4 for total in hadamard([product.weight_grad(g, a, w) for g, a, w in pairs])]
+        for c, (p, q) in enumerate(_CORRECTIONS[side]):
+            of_weight[p] = of_weight[p] + (-2 if c else 2) * product.weight_grad(grads[c], parts[q], weight[p])
+        grad_weight = torch.stack(of_weight)
+    return grad_x, grad_weight
+
+
 class _Fast8(torch.autograd.Function):
     """:func:`fast8` with as few passes over memory as there can be."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct, side: Side) -> Tensor:
-        return _fast8(x, weight, bias, product, side)
+        return (_fast8 if have_memory(x, weight) else fast8)(x, weight, bias, product, side)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -239,10 +275,8 @@ class _Fast8(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         grad_bias = grad.sum((0, *range(2, grad.dim())), keepdim=True)[0] if ctx.needs_input_grad[2] else None
-        if torch._C._functorch.is_legacy_batchedtensor(grad) or torch.is_grad_enabled():
-            grads = _differentiable_vjp(grad, x, weight, ctx.product, ctx.side, wanted)
-        else:
-            grads = _fast8_vjp(grad, x, weight, ctx.product, ctx.side, wanted)
+        plain = have_memory(grad, x, weight) and not torch.is_grad_enabled()
+        grads = (_fast8_vjp if plain else fast8_vjp)(grad, x, weight, ctx.product, ctx.side, wanted)
         return *grads, grad_bias, None, None
 
     @staticmethod
@@ -259,16 +293,6 @@ class _Fast8(torch.autograd.Function):
         return run(x, weight, bias), 0
 
 
-@torch.enable_grad()
-def _differentiable_vjp(
-    grad: Tensor, x: Tensor, weight: Tensor, product: RealProduct, side: Side, wanted: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    y = fast8(x, weight, None, product, side)
-    sources = [t for t, needed in zip((x, weight), wanted, strict=True) if needed]
-    grads = iter(torch.autograd.grad(y, sources, grad, create_graph=True) if sources else ())
-    return tuple(next(grads) if needed else None for needed in wanted)
-
-
 def _fast8(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct, side: Side) -> Tensor:
     y, weight_had = None, _transformed(weight)
     for first in range(0, len(x), product.chunk):
@@ -276,21 +300,21 @@ def _fast8(x: Tensor, weight: Tensor, bias: Tensor | None, product: RealProduct,
         parts = _parts(x[here])
         sums = [product.forward(a, w) for a, w in zip(_hadamard(parts), weight_had, strict=True)]
         if y is None:
-            y = x.new_empty(len(x), 4, *sums[0].shape[1:])
-        out = y[here].unbind(1)
+            y = x.new_empty(len(x), 4 * sums[0].shape[1], *sums[0].shape[2:])
+        out = _parts(y[here])
         hadamard_(out, sums)
         for c, (p, q) in enumerate(_CORRECTIONS[side]):
             product.forward(parts[q], weight[p], onto=out[c], **({"factor": -2} if c else {"factor": 2, "keep": -1}))
         if bias is not None:
-            y[here] += torch.unflatten(bias, 0, (4, -1))
+            y[here] += bias
     assert y is not None
-    return y.flatten(1, 2)
+    return y
 
 
 def _fast8_vjp(
     grad: Tensor, x: Tensor, weight: Tensor, product: RealProduct, side: Side, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The transposed algorithm, once for the input and once for the weight."""
+    """:func:`fast8_vjp` with as few passes over memory as there can be."""
     weight_had = _transformed(weight)
     grad_x = torch.empty_like(x) if wanted[0] else None
     sums, corrections = (torch.zeros_like(weight) if wanted[1] else None for _ in range(2))
@@ -326,4 +350,4 @@ def _hadamard(parts: Sequence[Tensor], *, negate_first: bool = False) -> Sequenc
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return torch.unflatten(x, 1, (4, -1)).unbind(1)
+    return x.chunk(4, dim=1)

@@ -49,9 +49,11 @@ class QuaternionAdam(Optimizer):
         self.mark(quaternions)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state of a pickled optimizer, whose groups hold their marks."""
-        self._wanted = {}
+        """Take the state of a pickled optimizer, or of another one, whose groups hold their marks or none."""
+        self.__dict__.setdefault("_wanted", {})
         super().__setstate__(state)
+        for group in self.param_groups:
+            self._mark(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own; those that were marked before are marked in it.

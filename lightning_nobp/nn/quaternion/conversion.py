@@ -135,13 +135,16 @@ def _check_nothing_is_lost(model: nn.Module, chosen: Mapping[str, nn.Module]) ->
     for name, layer in chosen.items():
         if parametrize.is_parametrized(layer) or any(getattr(layer, hooks) for hooks in _HOOKS):
             raise ValueError(
-                f"layer {name!r} has hooks or parametrizations, as weight_norm and pruning leave them, which a "
-                f"quaternion layer would lose: remove them first, or leave it as it is, exclude=[{name!r}]"
+                f"layer {name!r} has hooks or parametrizations, as weight_norm and pruning leave them, which a new "
+                f"layer would lose: remove them first, or let to_quaternion leave it, exclude=[{name!r}]"
             )
         for parameter in layer.parameters(recurse=False):
             if len(users[parameter]) > 1:
                 shared = " and ".join(map(repr, users[parameter]))
-                raise ValueError(f"{shared} share a weight, which a quaternion layer could not: exclude=[{name!r}]")
+                raise ValueError(
+                    f"{shared} share a weight, which new layers would not: give each its own, or let to_quaternion "
+                    f"leave one, exclude=[{name!r}]"
+                )
 
 
 def _converted(layer: nn.Module, name: str, weights: str, options: dict[str, Any]) -> _Counterpart:
@@ -209,7 +212,7 @@ def to_real(model: nn.Module) -> nn.Module:
 
     For running a trained network elsewhere, or many times: the real weights, four times as many, are written once and
     not at every call. Recurrent layers and rotations stay what they are. The real weights are parameters of their own:
-    trained on, they would no longer be quaternions.
+    trained on, they would no longer be quaternions. Subclasses of these layers may compute something else, and stay.
 
     Args:
         model: A network with :class:`QuaternionLinear`, :class:`PHMLinear`, or convolutions of either kind.
@@ -218,11 +221,17 @@ def to_real(model: nn.Module) -> nn.Module:
         ``model``, or the new layer if the model is a single one.
 
     Raises:
-        ValueError: There is no such layer, or one has groups.
+        ValueError: There is no such layer, or one has groups, hooks, a parametrization or a weight that another layer
+            uses too.
     """
-    chosen = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if type(layer) in _REAL}
+    chosen = {
+        name: layer
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if parametrize.type_before_parametrizations(layer) in _REAL
+    }
     if not chosen:
         raise ValueError("model: there is no layer of quaternions to replace, QuaternionLinear, PHMConv2d and so on")
+    _check_nothing_is_lost(model, chosen)
     made = {layer: _real(layer, name) for layer, name in _first_names(chosen).items()}
     for name, layer in chosen.items():
         if not name:

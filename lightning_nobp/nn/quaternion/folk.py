@@ -24,11 +24,13 @@ from lightning_nobp.nn.quaternion.activations import (
 )
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv, check_zero_padding
 from lightning_nobp.nn.quaternion.encoding import ColourToQuaternions, PatchesToQuaternions, QuaternionsToReal
+from lightning_nobp.nn.quaternion.hypercomplex import PHMLayer
 from lightning_nobp.nn.quaternion.linear import QuaternionLayer, QuaternionLinear
+from lightning_nobp.nn.quaternion.rotation import QuaternionRotation
 
 _SPLIT = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Hardtanh)
 _WHOLE = (MagnitudeTanh, Cardioid, PhaseTanh, PhaseSin, ModReLU, NormGate)
-_TO_REAL = (QuaternionsToReal, nn.Linear, nn.Conv2d)
+_TO_REAL = (QuaternionsToReal, QuaternionRotation, PHMLayer, nn.Linear, nn.Conv2d)
 _TO_QUATERNIONS = (QuaternionLayer, PatchesToQuaternions, ColourToQuaternions)
 
 
@@ -38,7 +40,7 @@ def folk_vjp(network: nn.Module, x: Tensor, rule: FolkRule) -> tuple[Tensor, Pul
 
     Args:
         network: An ``nn.Sequential``, nested ones included; layers without quaternions go back as ever, and so do
-            activations of what is no longer quaternions, behind a real layer or :class:`QuaternionsToReal`.
+            activations of what is no longer quaternions, behind a real layer, a rotation or :class:`QuaternionsToReal`.
         x: Input, ``(batch, ...)``.
         rule: See :func:`lightning_nobp.functional.quaternion.folk.folk_product_vjp`.
 
@@ -52,7 +54,8 @@ def folk_vjp(network: nn.Module, x: Tensor, rule: FolkRule) -> tuple[Tensor, Pul
     for layer in _flat(network):
         if isinstance(layer, _TO_REAL + _TO_QUATERNIONS):
             quaternions = isinstance(layer, _TO_QUATERNIONS)
-        truncated = rule == "truncated" and quaternions and isinstance(layer, _SPLIT + _WHOLE)
+        is_activation = isinstance(layer, _SPLIT + _WHOLE)
+        truncated = rule == "truncated" and is_activation and quaternions and x.shape[1] % 4 == 0
         if isinstance(layer, QuaternionLayer):
             x, pullback = _layer(layer, x, rule)
         else:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.quaternion.linear import PRODUCT
-from lightning_nobp.functional.quaternion.products import Algorithm, Side, hamilton_block
+from lightning_nobp.functional.quaternion.products import Algorithm, Side, chosen, hamilton_block
 from lightning_nobp.nn.quaternion.init import Criterion, Initialisation
 from lightning_nobp.nn.quaternion.linear import QuaternionLinear, check_positive, check_quaternions
 
@@ -43,16 +43,11 @@ class _Gates(QuaternionLinear):
 
     def at_each_step(self, hidden: Tensor) -> Callable[[Tensor], Tensor]:
         """The layer from hidden states ``(batch, 4, M)`` to gates, made ready for many steps."""
-        if self.algorithm == "fast8" or (self.algorithm == "auto" and self._gains(hidden)):
+        if chosen(self.algorithm, hidden, self.weight, PRODUCT) == "fast8":
             return lambda h: self.split(self(h.flatten(-2)))
         # Written once a sequence: at small batches that takes longer than the product.
         block = hamilton_block(self.weight, self.side)
         return lambda h: self.split(F.linear(h.flatten(-2), block, self.bias))
-
-    def _gains(self, hidden: Tensor) -> bool:
-        # What is compiled or exported must not depend on the number of sequences.
-        eager_on_cpu = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
-        return eager_on_cpu and PRODUCT.gains(hidden, self.weight)
 
 
 class QuaternionRecurrent(nn.Module):

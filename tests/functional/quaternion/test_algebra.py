@@ -247,3 +247,9 @@ def test_real_tensors_are_no_complex_pair():
         from_complex(torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match=r"u of shape \(2,\) and v of shape \(3,\): give two of one shape"):
         from_complex(torch.zeros(2) + 0j, torch.zeros(3) + 0j)
+
+
+@pytest.mark.parametrize("run", [norm, inverse, normalize])
+def test_complex_numbers_are_no_components(run):
+    with pytest.raises(TypeError, match=r"quaternions of type torch\.complex64: give real components"):
+        run(torch.randn(3, 4, dtype=torch.complex64))

@@ -1,5 +1,6 @@
 """Convolutions of quaternions are sums of real convolutions, whatever their geometry and algorithm."""
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -131,8 +132,8 @@ def test_named_padding(x):
     [
         ({"padding": "full"}, "padding='full' is not 'same', 'valid' or numbers"),
         ({"padding": "same", "stride": 2}, "padding='same' needs stride 1"),
-        ({"stride": 0}, "stride=0 must be one number of at least 1, or 2 of them"),
-        ({"stride": (1, 2, 3)}, r"stride=\(1, 2, 3\) must be one number"),
+        ({"stride": 0}, "stride=0 must be one whole number of at least 1, or 2 of them"),
+        ({"stride": (1, 2, 3)}, r"stride=\(1, 2, 3\) must be one whole number"),
         ({"groups": 3}, "groups=3 does not divide the 4 quaternion channels"),
         ({"groups": 0}, "groups=0 does not divide"),
         ({"groups": 2}, "with groups=2 takes 8 quaternions"),
@@ -170,3 +171,16 @@ def test_a_bias_is_added_to_every_place_of_its_channel(x, algorithm, groups):
     without = quaternion_conv2d(x, weight, None, groups=groups, algorithm=algorithm)
     found = quaternion_conv2d(x, weight, bias, groups=groups, algorithm=algorithm)
     assert (found - without - bias.view(-1, 1, 1)).abs().max() < 1e-13
+
+
+def test_sizes_may_be_whole_numbers_of_numpy_and_no_others():
+    x, weight = draw(2, 8, 5, 5), draw(4, 2, 2, 3, 3, seed=1)
+    found = quaternion_conv2d(x, weight, None, np.int64(2), (np.int64(1), 1), groups=np.int64(1))
+    assert torch.equal(found, quaternion_conv2d(x, weight, None, 2, 1))
+    for options, message in (
+        ({"stride": 1.5}, r"stride=1\.5 must be one whole number"),
+        ({"padding": None}, "padding=None must be one whole number"),
+        ({"groups": 2.0}, r"groups=2\.0 does not divide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quaternion_conv2d(x, weight, **options)

@@ -38,14 +38,28 @@ def test_the_transform_is_a_product_with_a_matrix_and_four_times_its_own_inverse
     assert torch.allclose(torch.stack(hadamard(found.unbind(0))), 4 * x)
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """Rows and threads of each call of a kernel."""
+    found, kernel = [], module._kernel
+
+    def watched(dtype):
+        run = kernel(dtype)
+        return run and (lambda *arguments: (found.append((arguments[10], arguments[13])), run(*arguments))[1])
+
+    monkeypatch.setattr(module, "_kernel", watched)
+    return found
+
+
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [*range(1, 20), 64, 131])
-def test_the_kernel_computes_the_readable_version_to_the_last_bit(width, dtype):
+def test_the_kernel_computes_the_readable_version_to_the_last_bit(width, dtype, calls):
     parts = components(3, width, dtype)
     assert all(map(torch.equal, transform(parts), hadamard(parts)))
     negated = (-parts[0], *parts[1:])
     assert all(map(torch.equal, transform(parts, negate_first=True), hadamard(negated)))
+    assert calls == [(3, 1), (3, 1)]
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(True, marks=compiled), False])
@@ -64,17 +78,26 @@ def test_components_may_be_overwritten_and_nothing_else_is(rows, kernel, monkeyp
     assert (table == 7).all()
 
 
-@pytest.mark.parametrize("layout", ["maps", "channels last", "transposed", "every second"])
-def test_components_may_lie_in_memory_as_they_like(layout):
+@pytest.mark.parametrize("layout", ["maps", "channels last", "transposed", "every second", "mixed"])
+def test_components_may_lie_in_memory_as_they_like(layout, calls):
     if layout == "maps":
         parts = torch.randn(2, 4, 3, 5, 5).unbind(1)
     elif layout == "channels last":
         parts = [torch.randn(2, 3, 5, 5).contiguous(memory_format=torch.channels_last) for _ in range(4)]
     elif layout == "transposed":
         parts = torch.randn(4, 6, 9).transpose(1, 2).unbind(0)
-    else:
+    elif layout == "every second":
         parts = torch.randn(4, 6, 18)[..., ::2].unbind(0)
+    else:
+        parts = [*torch.randn(3, 6, 9).unbind(0), torch.randn(9, 6).t()]
     assert all(map(torch.equal, transform(parts), hadamard(parts)))
+    assert not calls or layout == "maps"
+
+
+def test_results_of_another_type_are_converted():
+    parts, out = components(3, 5), [torch.empty(3, 5) for _ in range(4)]
+    for found, expected in zip(hadamard_(out, parts), hadamard(parts), strict=True):
+        assert torch.equal(found, expected.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64, torch.int64])
@@ -84,10 +107,11 @@ def test_types_without_a_kernel_are_transformed_too(dtype):
 
 
 @compiled
-def test_several_threads_compute_the_same():
+def test_several_threads_compute_the_same(calls):
     parts = components(600, 256)
     torch.set_num_threads(2)
     assert all(map(torch.equal, transform(parts), hadamard(parts)))
+    assert calls == [(600, 2)]
 
 
 @pytest.mark.parametrize("special", [float("inf"), float("nan"), -0.0, 1e-45])

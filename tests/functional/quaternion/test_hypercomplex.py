@@ -132,3 +132,9 @@ def test_shapes_that_do_not_fit_are_refused():
             phm_weight(draw(3, 3, 3), draw(3, 4, 5), groups)
     with pytest.raises(ValueError, match="side='up' is not one of 'left', 'right'"):
         hamilton_rule("up")
+
+
+def test_a_rule_of_no_numbers_is_not_that_of_quaternions():
+    rule = hamilton_rule().fill_(float("nan"))
+    with pytest.raises(ValueError, match="multiplies in another way than quaternions"):
+        phm_to_quaternion(rule, torch.randn(4, 2, 2))

@@ -4,7 +4,11 @@ import warnings
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from functorch.compile import aot_function
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_nobp.functional.quaternion import (
     conjugate,
@@ -12,12 +16,14 @@ from lightning_nobp.functional.quaternion import (
     hamilton_product,
     pack,
     products,
+    quaternion_conv2d,
     quaternion_linear,
     quaternion_linear_vjp,
     unpack,
 )
 from lightning_nobp.functional.quaternion.linear import PRODUCT
-from lightning_nobp.functional.quaternion.products import fast8
+from lightning_nobp.functional.quaternion.products import fast8, fast8_vjp
+from lightning_nobp.nn import QuaternionConv2d, QuaternionConvTranspose2d, QuaternionLinear
 
 SIDES, ALGORITHMS = ["left", "right"], ["block", "fast8"]
 
@@ -145,9 +151,111 @@ def test_functions_of_wide_functions_without_gradients():
 
 
 def test_the_readable_algorithm_is_the_fast_one(x, weight):
+    grad = draw(7, 12, seed=5)
     for side in SIDES:
         fast = quaternion_linear(x, weight, None, side, "fast8")
         assert (fast8(x, weight, None, PRODUCT, side) - fast).abs().max() < 1e-14
+        readable = fast8_vjp(grad, x, weight, PRODUCT, side, (True, True))
+        for mine, other in zip(
+            readable, quaternion_linear_vjp(grad, x, weight, side=side, algorithm="fast8"), strict=True
+        ):
+            assert (mine - other).abs().max() < 1e-13
+
+
+def outputs(algorithm):
+    x = torch.randn(6, 20)
+    maps = torch.randn(2, 16, 5, 5)
+    for bias in (False, True):
+        yield QuaternionLinear(20, 12, bias, algorithm=algorithm)(x)
+        yield QuaternionConv2d(16, 12, 3, bias=bias, algorithm=algorithm)(maps)
+        yield QuaternionConvTranspose2d(16, 12, 3, bias=bias, algorithm=algorithm)(maps)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_outputs_may_be_changed_in_place(algorithm):
+    for y in outputs(algorithm):
+        expected = y.detach() + 1
+        y.add_(1)[:1].mul_(2)
+        nn.functional.relu(y, inplace=True).sum().backward()
+        assert torch.equal(y[1:], expected[1:].relu())
+
+
+TRANSFORMED = {
+    "hessian": lambda f, w: torch.func.hessian(f)(w),
+    "jacobian of the gradient": lambda f, w: torch.func.jacrev(torch.func.grad(f))(w),
+    "jacobian backwards twice": lambda f, w: torch.func.jacrev(torch.func.jacrev(f))(w),
+    "jacobian forwards twice": lambda f, w: torch.func.jacfwd(torch.func.jacfwd(f))(w),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+@pytest.mark.parametrize("side", SIDES)
+def test_second_derivatives_of_both_algorithms_agree(side, name):
+    x, weight = draw(3, 8), draw(4, 2, 2, seed=2)
+    runs = [lambda w, a=a: quaternion_linear(x, w, None, side, a).pow(3).sum() for a in ALGORITHMS]
+    found = [TRANSFORMED[name](run, weight) for run in runs]
+    assert (found[0] - found[1]).abs().max() < 1e-10
+
+
+def test_tangents_of_gradients_are_those_of_the_other_algorithm():
+    """Forward-mode differentiation over a backward pass, which no kernel may cut off."""
+    found = []
+    for algorithm in ALGORITHMS:
+        with forward_ad.dual_level():
+            weight = forward_ad.make_dual(draw(4, 2, 2, seed=2).requires_grad_(), draw(4, 2, 2, seed=3))
+            loss = quaternion_linear(draw(3, 8), weight, algorithm=algorithm).pow(3).sum()
+            (grad,) = torch.autograd.grad(loss, weight)
+            found.append(forward_ad.unpack_dual(grad).tangent)
+    assert found[0] is not None
+    assert (found[0] - found[1]).abs().max() < 1e-10
+
+
+def test_written_gradients_may_be_mapped():
+    x, weight, grads = draw(7, 20), draw(4, 3, 5, seed=2), draw(3, 7, 12, seed=4)
+    run = lambda g, a: quaternion_linear_vjp(g, x, weight, algorithm=a)  # noqa: E731
+    for found, expected in zip(*(torch.vmap(run, (0, None))(grads, a) for a in ALGORITHMS), strict=True):
+        assert (found - expected).abs().max() < 1e-12
+
+
+STAND_INS = {
+    "zeros": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
+    "negative view": torch._neg_view,
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "transposed": lambda x: x.t().contiguous().t(),
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_inputs_that_are_not_what_their_memory_says(x, weight, name):
+    stand_in = STAND_INS[name](x)
+    found, expected = (quaternion_linear(stand_in, weight, algorithm=a) for a in ALGORITHMS)
+    assert (found - expected).abs().max() < 1e-13
+    grads = [quaternion_linear_vjp(draw(7, 12), stand_in, weight, algorithm=a) for a in ALGORITHMS]
+    for mine, other in zip(*grads, strict=True):
+        assert (mine - other).abs().max() < 1e-12
+
+
+def test_traced_layers_are_the_same_layers(x, weight):
+    run = lambda x, w: quaternion_linear(x, w, algorithm="fast8")  # noqa: E731
+    with FakeTensorMode() as mode:
+        assert run(mode.from_tensor(x), mode.from_tensor(weight)).shape == (7, 12)
+    graph = make_fx(run)(x, weight)
+    other = draw(7, 20, seed=9)
+    assert (graph(other, weight) - run(other, weight)).abs().max() < 1e-13
+    leaves = [t.requires_grad_() for t in (x, weight)]
+    compiled = aot_function(run, fw_compiler=lambda graph, _: graph, bw_compiler=lambda graph, _: graph)
+    for found, expected in zip(
+        torch.autograd.grad(compiled(*leaves).cos().sum(), leaves),
+        torch.autograd.grad(run(*leaves).cos().sum(), leaves),
+        strict=True,
+    ):
+        assert (found - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradients_of_another_type_are_refused(x, weight, algorithm):
+    with pytest.raises(ValueError, match=r"x is torch\.float32, but weight torch\.float64"):
+        quaternion_linear_vjp(draw(7, 12).float(), x, weight, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -188,7 +296,7 @@ def test_the_derivative_forwards_along_a_bias_is_the_bias(x, weight, bias, algor
 
 
 def test_half_precision_takes_block_with_the_reason():
-    products._fall_back.cache_clear()
+    products._warn_of_rounding.cache_clear()
     x, weight = torch.randn(4, 8).bfloat16(), torch.randn(4, 2, 2).bfloat16()
     with pytest.warns(UserWarning, match="errors of torch.bfloat16: algorithm='block' is taken instead") as caught:
         y = quaternion_linear(x, weight, algorithm="fast8")
@@ -197,6 +305,14 @@ def test_half_precision_takes_block_with_the_reason():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quaternion_linear(x, weight, algorithm="fast8")
+
+
+@pytest.mark.parametrize("run", [quaternion_conv2d, lambda x, w, **options: QuaternionConv2d(8, 8, 1, **options)(x)])
+def test_the_warning_points_at_whoever_called(run):
+    products._warn_of_rounding.cache_clear()
+    with pytest.warns(UserWarning, match="errors of torch.bfloat16") as caught, torch.autocast("cpu", torch.bfloat16):
+        run(torch.randn(4, 8, 3, 3), torch.randn(4, 2, 2, 1, 1), algorithm="fast8")
+    assert caught[0].filename == __file__
 
 
 def test_under_autocast_products_are_taken_in_half_precision():

@@ -201,6 +201,16 @@ def test_copies_go_on_likewise(copied):
     assert difference(walk(twin, twins, history[3:]), walk(optimizer, values, history[3:])) == 0
 
 
+def test_marks_outlive_the_state_of_an_optimizer_that_knows_none():
+    first, later = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(4, 2))
+    plain = torch.optim.Adam([first])
+    for state in (plain.state_dict(), QuaternionAdam([first]).state_dict()):
+        optimizer = QuaternionAdam([first], quaternions=[first, later])
+        optimizer.load_state_dict(state)
+        optimizer.add_param_group({"params": [later]})
+        assert [group["quaternions"] for group in optimizer.param_groups] == [[0], [0]]
+
+
 def test_a_closure_computes_the_gradients():
     values = parameters()
     optimizer = QuaternionAdam(values, 0.05, quaternions=values)

@@ -426,3 +426,26 @@ def test_what_has_no_real_layer_is_refused_and_the_model_left_whole():
     assert kinds(model) == ["QuaternionLinear", "QuaternionConv2d"]
     with pytest.raises(ValueError, match="model: there is no layer of quaternions"):
         to_real(nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize("mark", ["hook", "parametrization", "shared"])
+def test_real_layers_that_would_lose_something_are_refused(mark):
+    model = nn.Sequential(QuaternionLinear(8, 8), QuaternionLinear(8, 8))
+    if mark == "hook":
+        model[1].register_forward_hook(lambda *_: None)
+    elif mark == "parametrization":
+        parametrizations.weight_norm(model[1])
+    else:
+        model[1].weight = model[0].weight
+    message = "share a weight" if mark == "shared" else "layer '1' has hooks or parametrizations"
+    with pytest.raises(ValueError, match=message):
+        to_real(model)
+    assert len(quaternion_layers(model)) == 2
+
+
+def test_subclasses_that_may_compute_something_else_stay():
+    class Doubled(QuaternionLinear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert quaternion_layers(to_real(nn.Sequential(QuaternionLinear(8, 8), Doubled(8, 8)))) == ["1"]

@@ -21,7 +21,9 @@ from lightning_nobp.nn.quaternion.activations import Cardioid, MagnitudeTanh, No
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv2d, QuaternionConvTranspose2d
 from lightning_nobp.nn.quaternion.encoding import QuaternionsToReal
 from lightning_nobp.nn.quaternion.folk import check_folk, folk_vjp
+from lightning_nobp.nn.quaternion.hypercomplex import PHMLinear
 from lightning_nobp.nn.quaternion.linear import QuaternionLinear
+from lightning_nobp.nn.quaternion.rotation import QuaternionRotation
 
 RULES = ["naive", "naive_neg", "noconj", "truncated"]
 SIDES = ["left", "right"]
@@ -207,6 +209,22 @@ def test_behind_a_real_layer_nothing_is_truncated(to_real):
     """The readout's gradients and those of the last quaternion layer are the true ones."""
     quaternions = QuaternionLinear(16, 16 if isinstance(to_real, QuaternionsToReal) else 12, dtype=torch.float64)
     network, x, probe = nn.Sequential(quaternions, to_real, nn.Tanh()), draw(5, 16), draw(5, 12)
+    found, grads = pulled(network, x, probe, "truncated")
+    true_grad, true_grads = true(network, x, probe)
+    assert close(found, true_grad)
+    assert all(map(close, grads, true_grads))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(QuaternionRotation(6, 9), nn.Tanh(), QuaternionRotation(9, 12)),
+        nn.Sequential(PHMLinear(3, 6, 12), nn.Tanh(), PHMLinear(3, 12, 12)),
+        nn.Sequential(nn.Tanh(), nn.Linear(6, 12)),
+    ],
+)
+def test_what_are_no_quaternions_is_not_truncated(network):
+    network, x, probe = network.double(), draw(5, 6), draw(5, 12)
     found, grads = pulled(network, x, probe, "truncated")
     true_grad, true_grads = true(network, x, probe)
     assert close(found, true_grad)
