@@ -186,10 +186,17 @@ class SigmoidMLP(Preset):
 PRESETS: dict[str, NetworkFactory] = {"mlp": MLP, "cnn": CNN}
 
 
-def sequential(layers: Sequence[nn.Module]) -> nn.Sequential:
+class sequential(Preset):  # noqa: N801 - the name in recipes and checkpoints
     """An ``nn.Sequential`` from a list, the form that a YAML configuration can write.
+
+    A class, since options of a function cannot be overridden on the command line.
 
     Args:
         layers: The layers in order.
     """
-    return nn.Sequential(*layers)
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__(*layers)
+
+    def _get_name(self) -> str:
+        return "Sequential"

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.nn import networks
+
 _T = TypeVar("_T")
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -194,7 +196,7 @@ def _module_to_plain(module: nn.Module) -> dict[str, Any] | None:
 
     Arguments are read from the attributes of the same names, where torch's layers keep theirs.
     """
-    if type(module) is nn.Sequential:
+    if isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, networks.sequential):
         layers = [_module_to_plain(layer) for layer in module]
         if None in layers or list(module._modules) != [str(i) for i in range(len(layers))]:
             return None

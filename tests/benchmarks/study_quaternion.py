@@ -2,7 +2,7 @@
 
     python tests/benchmarks/study_quaternion.py [--docs docs]
 
-Writes ``quaternion_rules.png``, the loss of a network of 3-8-6-2 quaternions under every backward mode, at three
+With ``--docs`` writes ``quaternion_rules.png``, the loss of a network of 3-8-6-2 quaternions under every backward mode, at three
 learning rates, and ``quaternion_attitude.png``, from what ``nobp compare --record`` noted of ``attitude/*``.
 """
 
@@ -48,7 +48,7 @@ def losses(mode: str, rate: float) -> list[float]:
     return found
 
 
-def rules_picture(docs: Path) -> None:
+def rules_picture() -> Figure:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axis, rate in zip(figure.subplots(1, len(RATES), sharey=True), RATES, strict=True):
         for mode in get_args(BackwardMode):
@@ -62,10 +62,10 @@ def rules_picture(docs: Path) -> None:
         axis.set_xlabel("steps")
     figure.axes[0].set_ylabel("loss")
     figure.axes[-1].legend()
-    figure.savefig(docs / "quaternion_rules.png", dpi=130)
+    return figure
 
 
-def attitude_picture(docs: Path) -> None:
+def attitude_picture() -> Figure:
     measured = json.loads((recipes.folder() / "measured.json").read_text())
     found = {name: r for name, r in measured.items() if name.startswith("attitude/")}
     figure = Figure(figsize=(7, 3.6), layout="constrained")
@@ -81,16 +81,17 @@ def attitude_picture(docs: Path) -> None:
     axis.set_xticks(range(len(found)), names)
     axis.set_ylabel("error of the attitude, degrees")
     axis.legend(loc="upper left")
-    figure.savefig(docs / "quaternion_attitude.png", dpi=130)
+    return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--docs", type=Path, help="folder to draw the pictures into")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rules_picture(options.docs)
-    attitude_picture(options.docs)
+    pictures = {"quaternion_rules.png": rules_picture(), "quaternion_attitude.png": attitude_picture()}
+    for name, figure in pictures.items() if options.docs else ():
+        figure.savefig(options.docs / name, dpi=130)
 
 
 if __name__ == "__main__":
