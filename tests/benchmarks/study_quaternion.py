@@ -2,8 +2,8 @@
 
     python tests/benchmarks/study_quaternion.py [--docs docs]
 
-With ``--docs`` writes ``quaternion_rules.png``, the loss of a network of 3-8-6-2 quaternions under every backward mode, at three
-learning rates, and ``quaternion_attitude.png``, from what ``nobp compare --record`` noted of ``attitude/*``.
+With ``--docs`` writes ``quaternion_rules.png``, the loss of a network of 3-8-6-2 quaternions under every backward mode,
+at three learning rates, and ``quaternion_attitude.png``, from what ``nobp compare --record`` noted of ``attitude/*``.
 """
 
 import argparse

@@ -125,7 +125,8 @@ def test_a_network_by_its_short_name_takes_arguments(nobp, quick):
 
 @pytest.mark.parametrize("recipe", ["attitude/real", "attitude/quaternion_split"])
 def test_options_of_a_recipe_whose_network_is_a_list_of_layers_are_overridden(nobp, recipe):
-    run = nobp("fit", f"--config={recipe}", "--model.grad_scale=1", "--data.num_train=64", "--trainer.fast_dev_run=true")
+    options = ["--model.grad_scale=1", "--data.num_train=64", "--trainer.fast_dev_run=true"]
+    run = nobp("fit", f"--config={recipe}", *options)
     assert run.status == 0, run.err
 
 
