@@ -22,15 +22,19 @@ class FitSummary(Callback):
         self.hint = hint
         self._start = 0.0
         self._best: tuple[float, int] | None = None
+        self._validated = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start, self._best = time.perf_counter(), None
+        self._start, self._best, self._validated = time.perf_counter(), None, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the best validation accuracy."""
+        if trainer.sanity_checking:
+            return
+        self._validated = True
         accuracy = trainer.callback_metrics.get("val/accuracy")
-        if accuracy is None or trainer.sanity_checking:
+        if accuracy is None:
             return
         if self._best is None or float(accuracy) > self._best[0]:
             self._best = (float(accuracy), trainer.current_epoch)
@@ -64,6 +68,8 @@ class FitSummary(Callback):
             rows["train/loss"] = f"{float(loss):.4f} (mean of the last epoch)"
         if self._best is not None:
             rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"
+        if trainer.enable_validation and not self._validated:
+            rows["validation"] = "none was due: the checkpoint is the last epoch's"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rows["run folder"] = str(run_folder(trainer))
         return rows

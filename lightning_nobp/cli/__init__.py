@@ -19,7 +19,7 @@ usage: nobp COMMAND ...
   fit      --config RECIPE   train                  (nobp fit --help: every option)
   validate --config RECIPE --ckpt_path best|last|FILE
   test     --config RECIPE --ckpt_path best|last|FILE
-  predict  --config RECIPE --ckpt_path best|last|FILE [--predictions.path FILE.csv|.parquet]
+  predict  --config RECIPE --ckpt_path best|last|FILE [--predictions.path FILE.csv|.parquet|.pt]
 
   compare RECIPE...          train several, one table and picture     (nobp compare --help)
   export CHECKPOINT FILE     the trained network for plain torch (.pt2) or ONNX (.onnx)

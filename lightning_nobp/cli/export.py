@@ -5,6 +5,8 @@ import json
 import os
 import sys
 import warnings
+from importlib import import_module
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
         raise ValueError(f"{checkpoint}: there is no such file")
     try:
         content = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        _import_own(content)
         rule = LightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
         # Built and filled in float32, whatever the run's precision was.
         rule.to(_dtype(content)).load_state_dict(content["state_dict"], strict=rule.strict_loading)
@@ -102,6 +105,24 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
     if not isinstance(rule, ClassificationRule):
         raise ValueError(f"{checkpoint} holds a {type(rule).__name__}, not a rule with a network")
     return rule, content
+
+
+def _import_own(content: dict[str, Any]) -> None:
+    """Import a user's own rule, which Lightning asks for before it builds what a checkpoint names.
+
+    Only from where the user works: a checkpoint of anyone may name any module that is installed.
+    """
+    module, _, name = str(content["hyper_parameters"].get("_class_path", "")).rpartition(".")
+    if not module or module in sys.modules:
+        return
+    folders = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    top = module.partition(".")[0]
+    if PathFinder.find_spec(top, folders) is None:
+        raise ValueError(
+            f"the module {module} of its rule {name} is not in the current folder: call nobp export where it lies, or "
+            "put that folder on PYTHONPATH"
+        )
+    import_module(module)
 
 
 def _dtype(content: dict[str, Any]) -> torch.dtype:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch import loggers as pl_loggers
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_nobp.datamodules  # short class names work for what is imported
 import lightning_nobp.nn
+import lightning_nobp.rules
 from lightning_nobp.callbacks import FitSummary, PredictionWriter
 from lightning_nobp.cli.arguments import RUNS, prepare
 from lightning_nobp.cli.recipes import UsageError, nearest
@@ -53,9 +54,15 @@ _SAY_ENOUGH = (MisconfigurationException, FloatingPointError, OSError)
 
 _NOT_SAID = re.compile(
     r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>"
-    r"|Problem with given class_path|Parser key|Expected a path but"
+    r"|Problem with given class_path|Parser key|Expected a path but|Expected a <class 'str'>$"
+    # Of the last alternative, a class that is called later; what is known and not accepted has a wrong value.
+    r"|expects a function or a callable class: Option '[\w.]+' is not accepted"
 )
 """Lines of the parser's messages that only lead to the one that counts."""
+
+
+_OF_HELP = {"--model.help": (lightning_nobp.rules,), "--data.help": (lightning_nobp.datamodules,)}
+"""Where the classes are that these options explain."""
 
 
 class NobpParser(LightningArgumentParser):
@@ -75,15 +82,19 @@ class NobpParser(LightningArgumentParser):
             # One alternative of several: the caller tries the others.
             super().error(message, ex)
         unknown = re.search(r"(?:Option|Key) '([\w.]+)' is not|nrecognized arguments: --([\w.]+)", message)
-        raise UsageError(self._unknown(unknown[1] or unknown[2], message) if unknown else _bad_value(message))
+        said = unknown and self._unknown(unknown[1] or unknown[2], message)
+        raise UsageError(said or _bad_value(message))
 
-    def _unknown(self, name: str, message: str) -> str:
+    def _unknown(self, name: str, message: str) -> str | None:
+        """That there is no such option, and which there are; None if there is one."""
         # Classes are named from the outside in; after "Given value" the arguments are only repeated.
         owners = re.findall(r"class_path[ =]'([\w.]+)'", message.partition("Given value")[0])
         known = _parameters(owners[-1]) if owners else {a.dest.rpartition(".")[2] for a in self._actions}
         of = f" of {owners[-1]}" if owners else ""
         # In a.b.c any part may be the wrong one; the first that no one knows is.
-        part = next((p for p in name.split(".") if p not in known), name)
+        part = next((p for p in name.split(".") if p not in known), None if owners else name)
+        if part is None:
+            return None
         return f"there is no option {name!r}{of}{nearest(part, known)}"
 
 
@@ -100,7 +111,8 @@ def _nearest_class(message: str) -> str:
     name = re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE)
     if not name:
         return ""
-    modules = (torch.optim, torch.optim.lr_scheduler, lightning_nobp.nn, pl_callbacks, pl_loggers)
+    option = message.partition(":")[0]
+    modules = _OF_HELP.get(option, (torch.optim, torch.optim.lr_scheduler, lightning_nobp.nn, pl_callbacks, pl_loggers))
     return nearest(name.group(1), {k for module in modules for k, v in vars(module).items() if isinstance(v, type)})
 
 
@@ -109,7 +121,7 @@ def _parameters(class_path: str) -> set[str]:
     names: set[str] = set()
     for base in getattr(locate(class_path), "__mro__", ()):
         parameters = signature(base.__init__).parameters
-        names |= set(parameters)
+        names |= set(parameters) - {"self"}
         # What a constructor does not hand on, those of its bases get from nobody.
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
@@ -124,6 +136,11 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was trained since the last validation, which the run may never have reached."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class NobpCLI(LightningCLI):

@@ -149,7 +149,10 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def draw(results: list[dict[str, Any]]) -> Any:
-    """Validation accuracy by epoch and by CPU seconds, a line a run, a colour a recipe; a matplotlib figure."""
+    """Validation accuracy by epoch and by CPU seconds, a line a run, a colour a recipe; a matplotlib figure.
+
+    Where no run has an accuracy, it is the validation loss.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -158,8 +161,9 @@ def draw(results: list[dict[str, Any]]) -> Any:
     names = list(dict.fromkeys(r["recipe"] for r in results if "error" not in r))
     colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
     styles = ("-", "--", "-.", ":")
+    measure = _measure(results)
     for result in results:
-        points = [p for p in result.get("curve", []) if "val/accuracy" in p]
+        points = [p for p in result.get("curve", []) if measure in p]
         if not points:
             continue
         number = names.index(result["recipe"])
@@ -167,14 +171,40 @@ def draw(results: list[dict[str, Any]]) -> Any:
         for axes, key in zip(panels, ("epoch", "cpu_seconds"), strict=True):
             axes.plot(
                 [p[key] for p in points],
-                [100 * p["val/accuracy"] for p in points],
+                [_height(p, measure) for p in points],
                 color=colours(number % colours.N),
                 # Lines that lie on each other stay visible.
                 linestyle=styles[number % len(styles)],
+                # A line of one point is none.
+                marker="o" if len(points) == 1 else None,
                 label=label,
             )
-    values = [100 * p["val/accuracy"] for r in results for p in r.get("curve", []) if "val/accuracy" in p]
-    if values:
+    _scale(panels, results, measure)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def _measure(results: list[dict[str, Any]]) -> str:
+    """What the picture shows: rules without classes have no accuracy."""
+    has_accuracy = any("val/accuracy" in p for r in results for p in r.get("curve", []))
+    has_loss = any("val/loss" in p for r in results for p in r.get("curve", []))
+    return "val/loss" if has_loss and not has_accuracy else "val/accuracy"
+
+
+def _height(point: dict[str, float], measure: str) -> float:
+    return point[measure] * (100 if measure == "val/accuracy" else 1)
+
+
+def _scale(panels: Any, results: list[dict[str, Any]], measure: str) -> None:
+    """Limits, scales and names of the axes."""
+    values = [_height(p, measure) for r in results for p in r.get("curve", []) if measure in p]
+    if measure == "val/loss":
+        panels[0].set(ylabel="validation loss", yscale="log" if min(values) > 0 else "linear")
+    else:
+        panels[0].set_ylabel("validation accuracy, %")
+    if values and measure == "val/accuracy":
         # The first epochs of a slow starter would flatten all that matters.
         low = max(0.0, min(sorted(values)[len(values) // 4], 100 - 1.5 * (100 - max(values)) - 5))
         panels[0].set_ylim(low, max(values) + 0.05 * (max(values) - low) + 0.1)
@@ -184,10 +214,6 @@ def draw(results: list[dict[str, Any]]) -> Any:
     for axes, label in zip(panels, ("epoch", "CPU seconds of training"), strict=True):
         axes.set(xlabel=label, xscale=scale)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("validation accuracy, %")
-    if names:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    return figure
 
 
 def conditions() -> dict[str, Any]:

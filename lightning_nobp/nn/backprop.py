@@ -22,6 +22,9 @@ VJPRule = Callable[[Any, Tensor, bool], tuple[Tensor, Pullback]]
 Check = Callable[[Any, str], object]
 _Rule = TypeVar("_Rule", bound=VJPRule)
 
+BY_AUTOGRAD = "let autograd do it: engine='autograd', of QuaternionBackprop backward_mode='autograd'"
+"""What to do about a layer without a written backward pass, whichever the rule."""
+
 _RULES: dict[type[nn.Module], VJPRule] = {}
 _CHECKS: dict[type[nn.Module], Check] = {}
 
@@ -117,7 +120,7 @@ def _known_type(module: nn.Module, name: str = "network") -> type[nn.Module]:
     why = " with a parametrization" if computed else ""
     raise TypeError(
         f"no vector-Jacobian product is known for layer {name!r}, a {kind.__name__}{why}. Register one with "
-        f"@lightning_nobp.nn.register_vjp({kind.__name__}), or let autograd do it: engine='autograd'."
+        f"@lightning_nobp.nn.register_vjp({kind.__name__}), or {BY_AUTOGRAD}."
     )
 
 
@@ -227,7 +230,7 @@ def _zero_padding(layer: nn.Conv2d, name: str) -> tuple[int, ...]:
     if layer.padding_mode != "zeros":
         raise TypeError(
             f"{name} is a Conv2d with padding_mode={layer.padding_mode!r}: only 'zeros' has a written backward pass; "
-            "register one for a subclass (register_vjp), or let autograd do it: engine='autograd'"
+            f"register one for a subclass (register_vjp), or {BY_AUTOGRAD}"
         )
     if layer.padding == "valid":
         return (0,) * len(layer.kernel_size)

@@ -19,7 +19,7 @@ from lightning_nobp.functional.sparse import (
     sparse_linear,
     sparse_linear_vjp,
 )
-from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
+from lightning_nobp.nn.backprop import BY_AUTOGRAD, Pullback, accumulate_grad, register_vjp
 
 _THRESHOLD = 0.5
 # Putting so few weights between zeros takes longer than any product with them.
@@ -480,7 +480,7 @@ def _even_zeros(layer: SparseConv2d, name: str) -> None:
     if layer._pads_before:
         raise TypeError(
             f"{name} is a SparseConv2d with padding_mode={layer.padding_mode!r} and padding={layer.padding!r}: only "
-            "zeros, as many on both sides, have a written backward pass; let autograd do it: engine='autograd'"
+            f"zeros, as many on both sides, have a written backward pass; {BY_AUTOGRAD}"
         )
 
 

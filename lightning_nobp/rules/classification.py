@@ -1,8 +1,10 @@
 """The base of every rule that trains a classifier."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
+from inspect import Parameter, isclass, signature
 from typing import Any, ClassVar, cast
 
 import torch
@@ -23,7 +25,7 @@ class ClassificationRule(LearningRule):
 
     Args:
         network: A preset (``'mlp'``, ``'cnn'``), a module, or what builds one from ``(input_shape, num_classes)``:
-            a class or a ``functools.partial`` of one.
+            a class or a ``functools.partial`` of one; where targets are no classes, from no arguments.
         num_classes: Number of classes; None takes it from the data module.
         input_shape: Shape of one sample, for images ``(channels, height, width)``; None takes it from the data
             module. Not needed where ``network`` is a module.
@@ -51,6 +53,9 @@ class ClassificationRule(LearningRule):
         self.num_classes = num_classes
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
+        if self._factory is not None and num_classes is None and not self.classifies and _is_complete(self._factory):
+            # Built at once: what its constructor refuses is the reason that it is no module yet.
+            self.network = cast(Callable[[], nn.Module], self._factory)()
         self._metrics = nn.ModuleDict()
         known = num_classes is not None or not self.classifies
         if known and (self.network is not None or input_shape is not None):
@@ -146,8 +151,17 @@ class ClassificationRule(LearningRule):
             raise ValueError(f"targets from {low} to {high} do not fit num_classes={self.num_classes}: count from 0")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(batch, num_classes)`` of inputs ``(batch, *input_shape)``."""
-        scores: Tensor = self.built_network()(x)
+        """Class scores ``(batch, num_classes)`` of inputs ``(batch, *input_shape)``.
+
+        Raises:
+            TypeError: The network returns more than a tensor.
+        """
+        scores = self.built_network()(x)
+        if not isinstance(scores, Tensor):
+            raise TypeError(
+                f"the network {type(self.network).__name__} returns a {type(scores).__name__}: wrap it in a module "
+                "that returns a tensor alone"
+            )
         return scores
 
     def built_network(self) -> nn.Module:
@@ -240,6 +254,19 @@ class ClassificationRule(LearningRule):
 def accuracy(scores: Tensor, target: Tensor) -> Tensor:
     """Fraction of ``scores`` ``(batch, num_classes)`` whose largest entry is the target's."""
     return (scores.argmax(dim=-1) == target).to(torch.float32).mean()
+
+
+def _is_complete(factory: NetworkFactory) -> bool:
+    """Whether a network can be built without a shape and classes."""
+    given = factory.keywords if isinstance(factory, partial) else {}
+    parts = (*factory.args, factory.func) if isinstance(factory, partial) else (factory,)
+    # The command line's own partials call a helper with the class as an argument.
+    constructor = next((part for part in parts if isclass(part)), parts[-1])
+    optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return all(
+        name in given or parameter.default is not Parameter.empty or parameter.kind in optional
+        for name, parameter in signature(constructor).parameters.items()
+    )
 
 
 def _network_factory(network: str | NetworkFactory, presets: Mapping[str, NetworkFactory]) -> NetworkFactory:

@@ -1,6 +1,7 @@
 """Quaternion backpropagation."""
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -47,7 +48,7 @@ class QuaternionBackprop(ClassificationRule):
         grad_scale: 4 keeps the learning rates of real networks; 1 is the paper's derivative. SGD with ``grad_scale=1``
             and four times the learning rate goes the same way.
         **kwargs: See :class:`ClassificationRule`. ``network`` is a preset (``'mlp'``, ``'cnn'``), or an
-            ``nn.Sequential`` of layers with a registered rule, real ones too; for ``'regression'`` a module.
+            ``nn.Sequential`` of layers with a registered rule, real ones too; for ``'regression'`` no preset.
 
     Raises:
         ValueError: An unknown option, a preset for regression, or a loss that does not fit the task, has weights to
@@ -87,8 +88,10 @@ class QuaternionBackprop(ClassificationRule):
                 f"loss={type(loss).__name__} has weights of its own, which backward_mode={backward_mode!r} does not "
                 "train: freeze them, or take backward_mode='autograd'"
             )
-        if not 0 < grad_scale < float("inf"):
-            raise ValueError(f"grad_scale={grad_scale} must be positive: 4 for autograd's gradient, 1 for dL/dw*")
+        if not isinstance(cast(object, grad_scale), Real) or not 0 < grad_scale < float("inf"):
+            raise ValueError(
+                f"grad_scale={grad_scale!r} must be a positive number: 4 for autograd's gradient, 1 for dL/dw*"
+            )
         self.task, self.backward_mode, self.grad_scale = task, backward_mode, grad_scale
         super().__init__(**kwargs)
         if not self.classifies and self.network is None and self.num_classes is None:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from ddp_training import predict_spawned
@@ -11,6 +12,8 @@ from toys import backprop, blobs, loader, trainer
 
 from lightning_nobp.callbacks import FitSummary, PredictionWriter
 from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.nn import EquivariantMLP, QuaternionAutoencoder
+from lightning_nobp.rules import QuaternionBackprop
 
 
 def read(path):
@@ -57,12 +60,7 @@ def test_predictions_are_written_in_order(tmp_path, suffix):
     path = tmp_path / "some" / f"predictions.{suffix}"
     rule = backprop()
     trainer(tmp_path, callbacks=[PredictionWriter(str(path))]).predict(rule, loader())
-    if suffix == "csv":
-        rows = read(path)
-    else:
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+    rows = read(path) if suffix == "csv" else pyarrow.parquet.read_table(path).to_pylist()
     x, target = blobs().tensors
     probabilities = rule(x).softmax(-1)
     assert [int(r["index"]) for r in rows] == list(range(96))
@@ -137,5 +135,52 @@ def test_one_process_counts_the_rows_of_a_loader_that_tells_no_indices(tmp_path)
 
 
 def test_other_formats_are_refused():
-    with pytest.raises(ValueError, match=r"predictions\.xls.*\.csv or \.parquet"):
+    with pytest.raises(ValueError, match=r"predictions\.xls.*\.csv, \.parquet or \.pt"):
         PredictionWriter("predictions.xls")
+
+
+def predict_regression(folder, name, network, inputs, targets):
+    rule = QuaternionBackprop(network=network, task="regression", loss="mse")
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=4)
+    trainer(folder, callbacks=[PredictionWriter(str(folder / name))]).predict(rule, data)
+    return rule(inputs).detach()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_without_classes_the_columns_are_outputs_and_targets(tmp_path, suffix):
+    inputs, targets = torch.randn(6, 8), torch.randn(6, 4)
+    outputs = predict_regression(tmp_path, f"p.{suffix}", EquivariantMLP(8, hidden_dims=()), inputs, targets)
+    rows = (
+        read(tmp_path / "p.csv") if suffix == "csv" else pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    )
+    assert list(rows[0]) == ["index", *(f"output_{k}" for k in range(4)), *(f"target_{k}" for k in range(4))]
+    for name, expected in (("output", outputs), ("target", targets)):
+        found = torch.tensor([[float(row[f"{name}_{k}"]) for k in range(4)] for row in rows])
+        torch.testing.assert_close(found, expected)
+
+
+def test_maps_make_no_table_but_a_file_of_tensors(tmp_path):
+    images = torch.rand(6, 3, 20, 20)
+    network = QuaternionAutoencoder(channels=(4,))
+    with pytest.raises(ValueError, match=r"outputs of shape \(3, 20, 20\) make no table: .*predictions\.path=.*\.pt"):
+        predict_regression(tmp_path, "p.csv", network, images, images)
+    assert not (tmp_path / "p.csv").exists()
+    outputs = predict_regression(tmp_path, "p.pt", network, images, images)
+    found = torch.load(tmp_path / "p.pt", weights_only=True)
+    assert found["index"].tolist() == list(range(6))
+    torch.testing.assert_close(found["output"], outputs)
+    assert torch.equal(found["target"], images)
+
+
+def test_classes_make_a_file_of_tensors_too(tmp_path):
+    trainer(tmp_path, callbacks=[PredictionWriter(str(tmp_path / "p.pt"))]).predict(backprop(), loader())
+    found = torch.load(tmp_path / "p.pt", weights_only=True)
+    assert list(found) == ["index", "prediction", "target", "probability"]
+    assert torch.equal(found["prediction"], found["probability"].argmax(-1))
+
+
+def test_summary_says_that_no_validation_was_due(tmp_path, capsys):
+    trainer(tmp_path, check_val_every_n_epoch=9, callbacks=[FitSummary()]).fit(backprop(), loader(), loader())
+    assert "none was due" in capsys.readouterr().out
+    trainer(tmp_path, callbacks=[FitSummary()]).fit(backprop(), loader(), loader())
+    assert "none was due" not in capsys.readouterr().out

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from lightning_nobp.cli import compare, recipes
-from lightning_nobp.cli.report import conditions
+from lightning_nobp.cli.report import conditions, draw
 
 FAILING = """
 import os
@@ -295,3 +295,23 @@ def test_report_says_how_many_threads_there_were(monkeypatch):
     assert conditions()["threads"] == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert conditions()["threads"] >= 1
+
+
+POINT = {"epoch": 20, "cpu_seconds": 1.0}
+
+
+def test_the_picture_of_rules_without_classes_shows_the_validation_loss():
+    figure = draw([{"recipe": "one", "curve": [POINT | {"val/loss": 0.1}]}, {"recipe": "two", "error": "it failed"}])
+    panel = figure.axes[0]
+    assert panel.get_ylabel() == "validation loss"
+    assert panel.get_yscale() == "log"
+    [line] = panel.get_lines()
+    assert line.get_marker() == "o"
+    assert list(line.get_ydata()) == [0.1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one"]
+
+
+def test_the_picture_shows_the_accuracy_where_there_is_one_and_no_empty_legend():
+    classes = [POINT | {"val/loss": 0.1, "val/accuracy": 0.5}]
+    assert draw([{"recipe": "one", "curve": classes}]).axes[0].get_ylabel() == "validation accuracy, %"
+    assert not draw([{"recipe": "one", "curve": []}]).legends

@@ -159,3 +159,15 @@ def test_what_cannot_be_exported_is_said_in_a_line(nobp, convolutional, tmp_path
     assert "nowhere.ckpt: there is no such file" in missing.err
     assert "text.ckpt cannot be loaded as a checkpoint" in text.err
     assert not (tmp_path / "net.pt2").exists()
+
+
+def test_an_own_rule_is_found_in_the_current_folder_and_imported_from_nowhere_else(doubled, tmp_path):
+    main = "import sys; from lightning_nobp.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "export", doubled["32-true"], tmp_path / "net.pt2"]
+    away = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert away.returncode == 2
+    assert "the module doubled_rule of its rule Doubled is not in the current folder" in away.stderr
+    folder = next(f for f in doubled["32-true"].parents if (f / "doubled_rule.py").is_file())
+    here = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert here.returncode == 0, here.stderr
+    assert (tmp_path / "net.pt2").is_file()

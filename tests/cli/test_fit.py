@@ -478,6 +478,35 @@ def test_a_run_without_validation_names_its_last_checkpoint(nobp, quick):
     assert "test/accuracy" in nobp(*command).out
 
 
+ATTITUDE = (
+    *("--config=attitude/quaternion", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+    *("--trainer.limit_train_batches=2", "--trainer.logger=false", "--model.network.hidden_dims=[16]"),
+)
+
+
+def test_a_run_that_ends_before_its_first_validation_can_be_tested_and_resumed(nobp):
+    fit = nobp("fit", *ATTITUDE, "--trainer.max_epochs=2")
+    assert fit.status == 0, fit.err
+    assert "none was due" in fit.out
+    path = Path(fit.out.partition("checkpoint: ")[2].splitlines()[0])
+    assert path.name == "last.ckpt"
+    tested = nobp("test", *ATTITUDE, "--ckpt_path=best")
+    assert f"weights of {path}" in tested.err
+    assert nobp("fit", *ATTITUDE, "--trainer.max_epochs=3", "--ckpt_path=last").status == 0
+    assert nobp("fit", *ATTITUDE, "--trainer.max_epochs=3").status == 0
+    resumed, at_once = sorted(Path("runs").rglob("version_[12]/checkpoints/last.ckpt"))
+    assert_same(weights(resumed), weights(at_once))
+
+
+def test_predictions_without_classes_are_the_outputs(nobp):
+    run = nobp("predict", "--config=attitude/quaternion", "--predictions.path=p.csv")
+    assert run.status == 0, run.err
+    assert list(rows("p.csv")[0])[:3] == ["index", "output_0", "output_1"]
+    maps = nobp("predict", "--config=attitude/quaternion", "--model.network.out_features=1004")
+    assert maps.status == 2
+    assert "outputs of shape (1004,) make no table: write a .pt file" in maps.err
+
+
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_shipped_loggers_merge_into_a_recipe(nobp, quick, logger):
     run = nobp("fit", *DIGITS, *quick, "--config", f"loggers/{logger}")

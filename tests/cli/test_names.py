@@ -18,6 +18,7 @@ from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.recipes import UsageError
 
 DIGITS = ("fit", "--config", "digits/backprop")
+ATTITUDE = ("fit", "--config", "attitude/quaternion")
 
 
 def test_a_name_is_the_shipped_file():
@@ -60,6 +61,14 @@ def test_patterns_name_recipes_once_and_no_loggers():
         ([*DIGITS, "--data.batchsize=8"], "lightning_nobp.datamodules.DigitsDataModule; did you mean batch_size"),
         ([*DIGITS, "--model.optimizer.lrr=1"], "'lrr' of torch.optim.Adam; did you mean lr?"),
         ([*DIGITS, "--model.network.hidden_dim=[8]"], "lightning_nobp.nn.MLP; did you mean hidden_dims?"),
+        (
+            [*ATTITUDE, "--model.network.side=right"],
+            "no option 'side' of lightning_nobp.nn.EquivariantMLP\n",
+        ),
+        ([*ATTITUDE, "--model.network.in_features=abc"], "in_features: Expected a <class 'int'>. Got value: abc\n"),
+        ([*ATTITUDE, "--model.network.in_features=30"], "nobp: in_features has 30 features: quaternions take four"),
+        ([*DIGITS, "--model.help=QuaternionMLP"], "string: QuaternionMLP; did you mean QuaternionBackprop?"),
+        ([*DIGITS, "--data.help=DigitDataModule"], "did you mean DigitsDataModule, "),
         ([*DIGITS, "--trainer.max_epohcs=1"], "'trainer.max_epohcs'; did you mean max_epochs"),
         ([*DIGITS, "--modle.engine=autograd"], "'modle.engine'; did you mean mode, model"),
         (["fit", "--conf=digits/backprop"], "there is no option 'conf'; did you mean config"),

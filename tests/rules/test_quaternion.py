@@ -11,10 +11,12 @@ from lightning_nobp.functional.quaternion import hamilton_product, unpack
 from lightning_nobp.nn import (
     EquivariantMLP,
     QuaternionAdam,
+    QuaternionAutoencoder,
     QuaternionBatchNorm,
     QuaternionCNN,
     QuaternionConv2d,
     QuaternionLinear,
+    QuaternionMLP,
     Residual,
 )
 from lightning_nobp.rules import QuaternionBackprop
@@ -280,13 +282,57 @@ def test_quaternion_adam_shares_second_moments_in_quaternion_layers_only():
             "network: presets make scores of classes.* a module",
         ),
         ({"task": "regression", "loss": "mse", "num_classes": None, "network": "cnn"}, "network: presets make"),
-        ({"grad_scale": 0}, "grad_scale=0 must be positive"),
-        ({"grad_scale": float("inf")}, "grad_scale=inf must be positive"),
+        ({"grad_scale": 0}, "grad_scale=0 must be a positive number"),
+        ({"grad_scale": float("inf")}, "grad_scale=inf must be a positive number"),
+        ({"grad_scale": "4"}, "grad_scale='4' must be a positive number"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         QuaternionBackprop(**{"num_classes": 3} | options)
+
+
+def test_a_network_for_regression_is_built_and_says_itself_what_is_wrong_with_it():
+    rule = QuaternionBackprop(network=partial(EquivariantMLP, in_features=8), task="regression", loss="mse")
+    assert rule(torch.randn(2, 8)).shape == (2, 4)
+    with pytest.raises(ValueError, match="in_features has 30 features: quaternions take four each"):
+        QuaternionBackprop(network=partial(EquivariantMLP, in_features=30), task="regression", loss="mse")
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: EquivariantMLP(8, hidden_dims=[30]), ValueError, "hidden_dims has 30 features: quaternions take four"),
+        (lambda: EquivariantMLP(8, hidden_dims=32), TypeError, r"hidden_dims=32 is no list: .* like \(32,\)"),
+        (lambda: QuaternionMLP((1, 8, 8), 3, hidden_dims=30), TypeError, "hidden_dims=30 is no list"),
+        (lambda: QuaternionMLP((1, 8, 8), 3, hidden_dims=[30]), ValueError, "hidden_dims has 30 features"),
+        (lambda: QuaternionCNN((3, 8, 8), 3, channels=[6]), ValueError, "channels has 6 features"),
+        (lambda: QuaternionAutoencoder(channels=32), TypeError, "channels=32 is no list"),
+    ],
+)
+def test_presets_name_the_widths_that_are_wrong(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_a_layer_without_a_written_derivative_is_refused_with_the_option_of_this_rule():
+    with pytest.raises(TypeError, match=r"a PReLU.*of QuaternionBackprop backward_mode='autograd'"):
+        make_rule(nn.Sequential(QuaternionLinear(8, 8), nn.PReLU()))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LSTM(8, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_network_that_returns_more_than_a_tensor_is_refused():
+    rule = make_rule(Recurrent(), backward_mode="autograd")
+    with pytest.raises(TypeError, match=r"the network Recurrent returns a tuple: .* a tensor alone"):
+        rule.compute_gradients((torch.randn(5, 8), torch.randn(5, 4)))
 
 
 @pytest.mark.parametrize("loss", ["imaginary_mse", "unit_mse", "geodesic", "chordal"])

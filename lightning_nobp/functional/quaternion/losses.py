@@ -5,6 +5,8 @@ quaternions. That of half precision is computed in float32 and stays so, since a
 of another shape are refused by a ``ValueError``: broadcast, they would be learned in silence.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,13 @@ def unit_mse(y: Tensor, target: Tensor) -> Tensor:
 
 
 def geodesic_loss(y: Tensor, target: Tensor) -> Tensor:
-    """Mean angle in radians of the rotation from one to the other; see :func:`rotation_angle`."""
-    y, target = _pair(y, target)
-    return rotation_angle(unpack(y), unpack(target)).mean()
+    """Mean angle in radians of the rotation from one to the other; see :func:`rotation_angle`.
+
+    An output 0 is no rotation, and as wrong as can be: its angle counts as pi, with gradient 0.
+    """
+    y, target = (unpack(features) for features in _pair(y, target))
+    undefined = (y == 0).all(-1) | (target == 0).all(-1)
+    return rotation_angle(y, target).masked_fill(undefined, math.pi).mean()
 
 
 def chordal_loss(y: Tensor, target: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ class QuaternionAdam(Optimizer):
         betas: Of the running means of gradient and squared gradient.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled: weights shrink by ``lr * weight_decay`` a step.
-        quaternions: Those of the parameters that are quaternions, component first ``(4, ...)`` or component-major
-            ``(4M,)``; see :func:`quaternion_parameters`. They stay so in groups that are added later.
+        quaternions: Those of the parameters that are quaternions, or the only one: component first ``(4, ...)`` or
+            component-major ``(4M,)``; see :func:`quaternion_parameters`. They stay so in groups that are added later.
             :class:`~lightning_nobp.rules.QuaternionBackprop` marks them itself.
 
     Raises:
@@ -41,7 +41,7 @@ class QuaternionAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        quaternions: Iterable[Tensor] = (),
+        quaternions: Tensor | Iterable[Tensor] = (),
     ) -> None:
         # Before the base adds the groups.
         self._wanted: dict[int, Tensor] = {}
@@ -66,7 +66,7 @@ class QuaternionAdam(Optimizer):
         super().add_param_group(param_group)
         self._mark(self.param_groups[-1])
 
-    def mark(self, quaternions: Iterable[Tensor]) -> None:
+    def mark(self, quaternions: Tensor | Iterable[Tensor]) -> None:
         """Let these parameters share second moments, from the next step on.
 
         Parameters that the optimizer does not have are passed over until a group with them is added.
@@ -74,7 +74,7 @@ class QuaternionAdam(Optimizer):
         Raises:
             ValueError: A parameter whose first dimension is not divisible by 4.
         """
-        for parameter in quaternions:
+        for parameter in _each(quaternions):
             _check_quaternions(parameter)
             self._wanted[id(parameter)] = parameter
         for group in self.param_groups:
@@ -136,26 +136,31 @@ def _check_options(lr: float, betas: Any, eps: float, weight_decay: float) -> No
         raise ValueError(f"eps={eps} and weight_decay={weight_decay} must not be negative")
 
 
+def _each(quaternions: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
+    # A tensor is an iterable of tensors too, of its rows.
+    return (quaternions,) if isinstance(quaternions, Tensor) else quaternions
+
+
 def _check_quaternions(parameter: Tensor) -> None:
     if parameter.dim() == 0 or parameter.shape[0] % 4:
         raise ValueError(f"a parameter of shape {tuple(parameter.shape)} holds no whole quaternions")
 
 
 @torch.no_grad()
-def retract_(quaternions: Iterable[Tensor]) -> None:
+def retract_(quaternions: Tensor | Iterable[Tensor]) -> None:
     """Put each quaternion of these parameters back to length 1; 0 has no direction and stays.
 
     After every step, for weights that shall stay rotations. Any optimizer does it by a hook::
 
-        optimizer.register_step_post_hook(lambda *_: retract_([layer.weight]))
+        optimizer.register_step_post_hook(lambda *_: retract_(layer.weight))
 
     Args:
-        quaternions: Component first ``(4, ...)`` or component-major ``(4M,)``.
+        quaternions: A parameter or several, component first ``(4, ...)`` or component-major ``(4M,)``.
 
     Raises:
         ValueError: A parameter whose first dimension is not divisible by 4.
     """
-    for parameter in quaternions:
+    for parameter in _each(quaternions):
         _check_quaternions(parameter)
         by_component = torch.unflatten(parameter, 0, (4, parameter.shape[0] // 4))
         by_component.copy_(normalize(by_component, dim=0))

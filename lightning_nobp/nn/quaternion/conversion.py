@@ -82,10 +82,12 @@ def to_quaternion(
         ``model``, or the new layer if the model is a single one.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: An unknown ``weights``, a pattern that matches no layer, no layer can be replaced, a layer has
             what would be lost (hooks, parametrizations, pruning, a weight that another layer uses too), or a layer has
             no counterpart (projected groups, projected recurrent layers, uneven padding).
     """
+    _check_module(model)
     if weights not in ("new", "project"):
         raise ValueError(f"weights={weights!r} is not one of 'new', 'project'")
     # A layer that stands in several places has a name for each, and is replaced by one layer.
@@ -105,6 +107,11 @@ def to_quaternion(
         model.set_submodule(name, made[layer])
     _leave_fast_paths(model)
     return model
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}: give a network, an nn.Module")
 
 
 def _fits(layer: nn.Module) -> bool:
@@ -221,9 +228,11 @@ def to_real(model: nn.Module) -> nn.Module:
         ``model``, or the new layer if the model is a single one.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: There is no such layer, or one has groups, hooks, a parametrization or a weight that another layer
             uses too.
     """
+    _check_module(model)
     chosen = {
         name: layer
         for name, layer in model.named_modules(remove_duplicate=False)

@@ -35,7 +35,7 @@ def quaternion_init_(
         The weight.
 
     Raises:
-        ValueError: An unknown ``init`` or ``criterion``.
+        ValueError: An unknown ``init`` or ``criterion``, or a weight of another shape.
 
     References:
         Parcollet et al., "Quaternion Recurrent Neural Networks", arXiv 1806.04418. Its Algorithm 1 draws phi uniform
@@ -47,6 +47,8 @@ def quaternion_init_(
     ):
         if value not in choices:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+    if weight.dim() < 3 or weight.shape[0] != 4:
+        raise ValueError(f"weight of shape {tuple(weight.shape)} is not (4, M, N, ...): component, output, input")
     receptive = math.prod(weight.shape[3:])
     fan_in, fan_out = weight.shape[2] * receptive, weight.shape[1] * receptive
     if not weight.numel():

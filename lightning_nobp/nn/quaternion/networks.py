@@ -1,7 +1,7 @@
 """Small networks of quaternions to start from; widths are counted in real features, four a quaternion."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -11,7 +11,7 @@ from lightning_nobp.nn.quaternion.activations import NormGate
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv2d, QuaternionConvTranspose2d
 from lightning_nobp.nn.quaternion.dropout import QuaternionDropout
 from lightning_nobp.nn.quaternion.encoding import ColourToQuaternions, PatchesToQuaternions, QuaternionsToReal
-from lightning_nobp.nn.quaternion.linear import QuaternionLinear, check_positive
+from lightning_nobp.nn.quaternion.linear import QuaternionLinear, check_positive, check_quaternions
 from lightning_nobp.nn.quaternion.normalisation import QuaternionBatchNorm
 
 
@@ -31,6 +31,14 @@ def _encoder(input_shape: Sequence[int]) -> tuple[nn.Module, int, int, int]:
     return PatchesToQuaternions(), channels, height // 2, width // 2
 
 
+def _check_widths(name: str, widths: Sequence[int]) -> None:
+    """Refuse what is no list of widths, each of whole quaternions, before a layer calls them by another name."""
+    if isinstance(widths, str) or not isinstance(widths, Iterable):
+        raise TypeError(f"{name}={widths!r} is no list: give the width of each layer, like ({widths!r},)")
+    for width in widths:
+        check_quaternions(**{name: width})
+
+
 class QuaternionMLP(Preset):
     """A multilayer perceptron of quaternions with a real readout.
 
@@ -44,7 +52,7 @@ class QuaternionMLP(Preset):
         dropout: Probability with which a hidden quaternion is dropped in training.
 
     Raises:
-        TypeError: Sizes that are no whole numbers.
+        TypeError: Sizes that are no whole numbers, or one where a list is due.
         ValueError: A width that is not divisible by 4, an image that makes no quaternions, no class, or an unknown
             activation.
     """
@@ -58,6 +66,7 @@ class QuaternionMLP(Preset):
         dropout: float = 0.0,
     ) -> None:
         check_positive(num_classes=num_classes)
+        _check_widths("hidden_dims", hidden_dims)
         encoder, *size = _encoder(input_shape)
         layers: list[nn.Module] = [encoder, nn.Flatten()]
         widths = [4 * math.prod(size), *hidden_dims]
@@ -81,7 +90,7 @@ class QuaternionCNN(Preset):
         norm: Mode of the :class:`QuaternionBatchNorm`.
 
     Raises:
-        TypeError: Sizes that are no whole numbers.
+        TypeError: Sizes that are no whole numbers, or one where a list is due.
         ValueError: No channels or such that are not divisible by 4, an image that makes no quaternions or is too small
             to be halved so often, no class, or an unknown activation.
     """
@@ -95,6 +104,7 @@ class QuaternionCNN(Preset):
         norm: str = "split",
     ) -> None:
         check_positive(num_classes=num_classes)
+        _check_widths("channels", channels)
         if not channels:
             raise ValueError("channels=() makes no convolution: give the channels of at least one, like (32,)")
         encoder, inputs, height, width = _encoder(input_shape)
@@ -126,6 +136,7 @@ class QuaternionAutoencoder(Preset):
             included, the rest and the output grow them.
 
     Raises:
+        TypeError: ``channels`` is no list of whole numbers.
         ValueError: An even number of hidden layers, or channels that are not divisible by 4.
 
     References:
@@ -134,6 +145,7 @@ class QuaternionAutoencoder(Preset):
     """
 
     def __init__(self, channels: Sequence[int] = (32, 40, 32)) -> None:
+        _check_widths("channels", channels)
         if len(channels) % 2 == 0:
             raise ValueError(f"channels={tuple(channels)}: as many layers grow as shrink, so give an odd number")
         widths = [4, *channels, 4]
@@ -164,10 +176,13 @@ class EquivariantMLP(Preset):
         hidden_dims: Real width of each hidden layer, divisible by 4.
 
     Raises:
+        TypeError: Sizes that are no whole numbers, or one where a list is due.
         ValueError: A width that is not divisible by 4.
     """
 
     def __init__(self, in_features: int, out_features: int = 4, hidden_dims: Sequence[int] = (256, 256)) -> None:
+        check_quaternions(in_features=in_features)
+        _check_widths("hidden_dims", hidden_dims)
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise([in_features, *hidden_dims]):
             layers += [QuaternionLinear(fan_in, fan_out, bias=False, side="right"), NormGate(fan_out // 4)]

@@ -96,3 +96,14 @@ def test_losses_are_mapped_and_compiled(loss):
     mapped = torch.vmap(loss)(y.unsqueeze(1), target.unsqueeze(1))
     assert (mapped.mean() - loss(y, target)).abs() < 1e-14
     assert loss(y.to("meta"), target.to("meta")).shape == ()
+
+
+def test_an_output_of_zero_is_the_worst_of_all_for_the_geodesic_loss():
+    y = torch.zeros(2, 4, requires_grad=True)
+    target = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]])
+    loss = geodesic_loss(y, target)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor(math.pi))
+    assert torch.equal(y.grad, torch.zeros(2, 4))
+    half_dead = torch.cat([target[:1], torch.zeros(1, 4)])
+    torch.testing.assert_close(geodesic_loss(half_dead, target), torch.tensor(math.pi / 2))

@@ -284,3 +284,17 @@ def test_the_rotation_between_two_clouds_of_points_is_found_with_a_quaternion_of
         optimizer.step()
         assert abs(norm(weight).item() - 1) < 1e-14
     assert (turned(weight) - target).abs().max() < 1e-3
+
+
+def test_a_single_parameter_needs_no_list():
+    torch.manual_seed(0)
+    alone, listed = nn.Parameter(torch.randn(4, 3, 2)), nn.Parameter(torch.zeros(4, 3, 2))
+    listed.data.copy_(alone.data)
+    assert QuaternionAdam([alone], quaternions=alone).param_groups[0]["quaternions"] == [0]
+    optimizer = QuaternionAdam([alone])
+    optimizer.mark(alone)
+    assert optimizer.param_groups[0]["quaternions"] == [0]
+    retract_(alone)
+    retract_([listed])
+    assert torch.equal(alone, listed)
+    torch.testing.assert_close(norm(alone.detach(), dim=0), torch.ones(3, 2))

@@ -449,3 +449,9 @@ def test_subclasses_that_may_compute_something_else_stay():
             return 2 * super().forward(x)
 
     assert quaternion_layers(to_real(nn.Sequential(QuaternionLinear(8, 8), Doubled(8, 8)))) == ["1"]
+
+
+@pytest.mark.parametrize("convert", [to_quaternion, to_real])
+def test_what_is_no_network_is_refused(convert):
+    with pytest.raises(TypeError, match="model='resnet18' is a str: give a network"):
+        convert("resnet18")

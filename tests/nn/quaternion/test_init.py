@@ -172,3 +172,9 @@ def test_unknown_starts_are_refused(arguments, message):
         quaternion_init_(torch.empty(4, 2, 2), *arguments)
     with pytest.raises(ValueError, match=message):
         QuaternionLinear(8, 8, **dict(zip(("init", "criterion"), arguments, strict=False)))
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 4, 5), ()])
+def test_weights_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"weight of shape .* is not \(4, M, N, ...\): component, output, input"):
+        quaternion_init_(torch.empty(shape))
