@@ -49,7 +49,8 @@ def check_size(size: int | float, name: str) -> None:
     Raises:
         ValueError: It is negative, or a fraction above 1.
     """
-    if not size >= 0 or (isinstance(size, float) and size > 1):
+    # Where options are read, a whole number may arrive as a float.
+    if not size >= 0 or (size > 1 and size != int(size)):
         raise ValueError(f"{name}={size} must be a number of samples, or a fraction from 0.0 to 1.0")
 
 
@@ -59,7 +60,7 @@ def num_chosen(size: int | float, total: int, name: str) -> int:
     Raises:
         ValueError: It is not between 0 and ``total``, or a fraction outside [0, 1].
     """
-    count = round(size * total) if isinstance(size, float) else size
+    count = round(size * total) if isinstance(size, float) and size <= 1 else int(size)
     if not 0 <= count <= total:
         raise ValueError(
             f"{name}={size!r} must be a number of samples from 0 to {total}, or a fraction from 0.0 to 1.0"
