@@ -57,7 +57,7 @@ sanitize: $(VENV)/.installed-test  ## the tests of the kernels, with every acces
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest --kernels=build/sanitize/lightning_nobp/csrc \
 		tests/functional/test_sparse_kernels.py tests/functional/test_sparse.py \
-		tests/functional/quaternion/test_hadamard.py
+		tests/functional/quaternion/test_hadamard.py tests/functional/spiking
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build lightning_nobp/csrc/*.so

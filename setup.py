@@ -84,6 +84,6 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[*kernels("quaternion"), *kernels("sparse")],
+    ext_modules=[*kernels("quaternion"), *kernels("sparse"), *kernels("spiking")],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
 )

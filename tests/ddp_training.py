@@ -14,13 +14,14 @@ from toys import backprop, blobs, trainer, weights
 
 from lightning_nobp.callbacks import AttitudeError, LayerAccuracy, LayerGoodness, PredictionWriter, SparsityMask
 from lightning_nobp.datamodules import AttitudeDataModule, DigitsDataModule
-from lightning_nobp.nn import MLP, EquivariantMLP, ForwardForwardMLP, QuaternionAdam, ResCNet
+from lightning_nobp.nn import MLP, EquivariantMLP, ForwardForwardMLP, QuaternionAdam, ResCNet, SpikingMLP
 from lightning_nobp.rules import (
     Backprop,
     MultiplexedGradientDescent,
     QuaternionBackprop,
     ResidualCompensation,
     SparseProp,
+    SpikeTimingBackprop,
     SymBa,
 )
 
@@ -178,3 +179,20 @@ def train_quaternion(folder: Path, strategy: str) -> None:
         callbacks=[SaveRank(folder), AttitudeError()],
     )
     run.fit(rule, datamodule=data)
+
+
+def train_spiking(folder: Path, strategy: str) -> None:
+    """Two epochs of a spiking network that scales its weights on the first batch, the last batches uneven."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    rule = SpikeTimingBackprop(
+        # Bounded influences would be those of the means over each process's samples.
+        network=partial(SpikingMLP, hidden_dims=(20,), tau_v=1.0, tau_i=0.5, p_max=None, delays=True, learn_tau=True),
+        num_classes=3,
+        input_shape=(1, 2, 3),
+        spike_penalty=0.1,
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+    )
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
+    run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
+    run.fit(rule, datamodule=ShardedBlobs())

@@ -1,4 +1,4 @@
-"""Lightning callbacks: figures, alignment with backpropagation, layers, hardware, masks, summaries, predictions."""
+"""Lightning callbacks: figures, alignment with backpropagation, layers, hardware, masks, spikes, predictions."""
 
 from lightning_nobp.callbacks.attitude_error import AttitudeError
 from lightning_nobp.callbacks.colour_grid import ColourGrid
@@ -16,6 +16,7 @@ from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, l
 from lightning_nobp.callbacks.prediction_writer import PredictionWriter
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.callbacks.sparsity_mask import SparsityMask
+from lightning_nobp.callbacks.spike_raster import SpikeRaster
 from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Platform",
     "PredictionWriter",
     "SparsityMask",
+    "SpikeRaster",
     "StopWhenNoGain",
     "load_layers",
     "run_folder",

@@ -50,6 +50,12 @@ RULES = (
         "Quaternion Backpropagation (arXiv 2212.13082)",
     ),
     RuleEntry(
+        "SpikeTimingBackprop",
+        "lightning_nobp.rules.SpikeTimingBackprop",
+        "exact gradients of spike times, many spikes a neuron, no time steps",
+        "Timing-Based Backpropagation in Spiking Neural Networks Without ... (arXiv 2211.16113)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -76,11 +82,14 @@ NETWORKS = (
     "ResCNet",
     "ResNet",
     "SigmoidMLP",
+    "SpikingCNN",
+    "SpikingMLP",
 )
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 
 DATA_MODULES = (
     "XORDataModule",
+    "YinYangDataModule",
     "ParityDataModule",
     "NIST7x7DataModule",
     "DigitsDataModule",

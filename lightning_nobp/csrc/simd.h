@@ -56,6 +56,28 @@ inline Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
+// Whether any bit of N bytes is set, by halves: no lane is looked at on its own.
+template <int N>
+inline bool any_bit(const void* bytes) {
+  if constexpr (N == 8) {
+    int64_t word;
+    std::memcpy(&word, bytes, N);
+    return word != 0;
+  } else {
+    typedef int64_t Half __attribute__((vector_size(N / 2)));
+    Half halves[2];
+    std::memcpy(halves, bytes, N);
+    halves[0] |= halves[1];
+    return any_bit<N / 2>(halves);
+  }
+}
+
+// Whether any lane of a comparison's result is true.
+template <class T>
+inline bool any(Bits<T> lanes) {
+  return any_bit<kVectorBytes>(&lanes);
+}
+
 // The exchange of a butterfly at distance D: lane l of `low` is a[l] where bit D of l is clear, else b[l - D]; lane l
 // of `high` is a[l + D], else b[l].
 template <class T, int D, size_t... L>

@@ -10,6 +10,7 @@ from lightning_nobp.datamodules.mnist import FashionMNISTDataModule, MNISTDataMo
 from lightning_nobp.datamodules.nist7x7 import NIST7x7DataModule
 from lightning_nobp.datamodules.parity import ParityDataModule, XORDataModule
 from lightning_nobp.datamodules.tiny_imagenet import TinyImageNetDataModule
+from lightning_nobp.datamodules.yin_yang import YinYangDataModule
 
 __all__ = [
     "AttitudeDataModule",
@@ -25,4 +26,5 @@ __all__ = [
     "ParityDataModule",
     "TinyImageNetDataModule",
     "XORDataModule",
+    "YinYangDataModule",
 ]

@@ -3,6 +3,16 @@
 from lightning_nobp.metrics.feature_rows import FeatureRows
 from lightning_nobp.metrics.normal_equations import NormalEquations
 from lightning_nobp.metrics.patch_statistics import PatchStatistics
+from lightning_nobp.metrics.spikes import DecisionTime, SilentFraction, SpikesPerNeuron, SynapticOperations
 from lightning_nobp.metrics.summed import SummedMetric
 
-__all__ = ["FeatureRows", "NormalEquations", "PatchStatistics", "SummedMetric"]
+__all__ = [
+    "DecisionTime",
+    "FeatureRows",
+    "NormalEquations",
+    "PatchStatistics",
+    "SilentFraction",
+    "SpikesPerNeuron",
+    "SummedMetric",
+    "SynapticOperations",
+]

@@ -10,6 +10,7 @@ from lightning_nobp.rules.pcanet import PCANet
 from lightning_nobp.rules.quaternion import QuaternionBackprop
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 from lightning_nobp.rules.sparseprop import SparseProp
+from lightning_nobp.rules.spiking import SpikeTimingBackprop
 
 __all__ = [
     "Backprop",
@@ -22,5 +23,6 @@ __all__ = [
     "QuaternionBackprop",
     "ResidualCompensation",
     "SparseProp",
+    "SpikeTimingBackprop",
     "SymBa",
 ]

@@ -22,6 +22,8 @@ def small(recipe, root):
     """What makes the data of a recipe small."""
     if recipe.startswith("attitude/"):
         return ("--data.num_train=300", "--data.test_size=20")
+    if recipe.startswith("yin_yang/"):
+        return ("--data.num_train=300", "--data.val_size=100", "--data.test_size=20")
     if recipe.endswith("_gray_to_colour"):
         images = (f"--data.images.root={root}", "--data.images.val_size=0.5")
         return (*images, "--data.num_train=4", "--data.num_val=4", "--data.batch_size=2")

@@ -115,7 +115,12 @@ def test_agent_of_a_sweep_runs_with_the_values_it_chose(nobp, quick, agent, data
     config, history = inspect(Path("runs"))
     assert all(config[key] == args[key]["value"] for key in args)
     model = config["model"]["init_args"]
-    chosen = {**config["data"]["init_args"], **model, **model["optimizer"]["init_args"]}
+    chosen = {
+        **config["data"]["init_args"],
+        **model,
+        **model["optimizer"]["init_args"],
+        **model["network"]["init_args"],
+    }
     for callback in config["trainer"]["callbacks"] or []:
         chosen |= callback.get("init_args", {})
     assert all(chosen[key.rpartition(".")[2]] == args[key]["value"] for key in args)

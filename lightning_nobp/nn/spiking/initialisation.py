@@ -1,0 +1,115 @@
+"""Weights at which neurons fire: scaled by what the data do to the membranes."""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nobp.nn.spiking.convolution import SpikingConv2d
+from lightning_nobp.nn.spiking.encoding import SpikeEncoder
+from lightning_nobp.nn.spiking.layer import SpikingLayer
+from lightning_nobp.nn.spiking.membrane import drive, free_potential
+from lightning_nobp.nn.spiking.passes import leaves
+from lightning_nobp.nn.spiking.readout import MembraneReadout
+
+# Times at which a membrane is looked at, and rows of data that are.
+_TIMES = 32
+_ROWS = 2000
+
+
+@torch.no_grad()
+def initialise_from_data(
+    network: nn.Module, x: Tensor, t_ref: float | None = None, gain: float = 3.0, spread: float = 0.35
+) -> None:
+    """Scale the weights of spiking layers, one after the other, so that they fire on data; whatever time constants.
+
+    The weights of a hidden layer keep their pattern: their scale makes the standard deviation over samples of the
+    membranes, would they not fire, ``gain`` times the threshold at its best time. Those of a last layer get a mean at
+    which the mean membrane reaches the threshold at ``t_ref``. An encoder takes the range of its inputs from the data.
+    No random numbers are drawn: the weights that there are give the pattern.
+
+    Args:
+        network: An ``nn.Sequential`` that begins with inputs and ends with scores; nested ones too.
+        x: Inputs ``(batch, ...)``, a few hundred samples.
+        t_ref: When outputs are to spike; None for six tenths of their window.
+        gain: Of hidden layers.
+        spread: Standard deviation of a last layer's weights over their mean.
+
+    Raises:
+        ValueError: A layer stays silent, or all samples are the same; the message names the layer.
+    """
+    layers = leaves(network)
+    spiking = [number for number, (_, layer) in enumerate(layers) if isinstance(layer, SpikingLayer)]
+    membranes = [layer for _, layer in layers if isinstance(layer, MembraneReadout)]
+    last = spiking[-1] if spiking and not membranes else -1
+    for number, (name, layer) in enumerate(layers):
+        if isinstance(layer, SpikeEncoder):
+            layer.measure(x)
+        elif isinstance(layer, MembraneReadout):
+            _scale_readout(layer, name, x)
+        elif isinstance(layer, SpikingLayer) and number == last:
+            _scale_last(layer, name, x, 0.6 * layer.t_max if t_ref is None else t_ref, spread)
+        elif isinstance(layer, SpikingLayer):
+            _scale_hidden(layer, name, x, gain)
+        x = layer(x)
+        if isinstance(layer, SpikingLayer):
+            check_fires(name, layer, x)
+
+
+def check_fires(name: str, layer: SpikingLayer, spikes: Tensor) -> None:
+    """Refuse a layer of which no neuron spikes in a batch: nothing can be learned through it.
+
+    Args:
+        name: Of the layer, for the message.
+        layer: The layer.
+        spikes: Its spikes ``(batch, ..., spikes)``.
+
+    Raises:
+        ValueError: All are silent.
+    """
+    if spikes.numel() and not bool((spikes[..., 0] < torch.inf).any()):
+        raise ValueError(
+            f"{name}, a {type(layer).__name__}, is silent: a fraction of 1.0 of its neurons has no spike in this "
+            "batch, so nothing can be learned. Scale its weights by lightning_nobp.nn.initialise_from_data(network, x) "
+            "(initialise='data' of the rule, with a larger gain), lower theta, or give a longer t_max"
+        )
+
+
+def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the neurons see, ``(rows, inputs, spikes)``, of a convolution some of the windows."""
+    if isinstance(layer, SpikingConv2d):
+        x = layer.patches(x).flatten(0, 2)
+        x = x[:: max(1, len(x) // _ROWS)]
+    return layer.arrivals(x) if isinstance(layer, SpikingLayer) else x
+
+
+def _scale_hidden(layer: SpikingLayer, name: str, x: Tensor, gain: float) -> None:
+    rows, taus = _rows(layer, x), layer.time_constants()
+    times = torch.linspace(0, layer.t_max, _TIMES + 1)[1:].tolist()
+    best = max(_spread_over_samples(free_potential(rows, layer.weight, t, *taus)) for t in times)
+    layer.weight.mul_(gain * layer.theta / _positive(best, name))
+
+
+def _scale_last(layer: SpikingLayer, name: str, x: Tensor, t_ref: float, spread: float) -> None:
+    total = float(drive(_rows(layer, x), t_ref, *layer.time_constants()).sum(1).mean())
+    if not total > 0:
+        raise ValueError(f"{name} gets no spike before t_ref={t_ref:g}: give a later one")
+    pattern = (layer.weight - layer.weight.mean()) / layer.weight.std()
+    layer.weight.copy_(layer.theta / total * (1 + spread * pattern))
+
+
+def _scale_readout(layer: MembraneReadout, name: str, x: Tensor) -> None:
+    spread = _spread_over_samples(layer(x))
+    layer.weight.div_(_positive(spread, name))
+
+
+def _spread_over_samples(potential: Tensor) -> float:
+    """Root mean square over neurons of the standard deviation over samples."""
+    return float(potential.var(0, correction=0).mean().sqrt())
+
+
+def _positive(spread: float, name: str) -> float:
+    if not spread > 0:
+        raise ValueError(
+            f"{name}: its inputs are silent or the same in all samples, so their spread says nothing about the scale "
+            "of its weights: give a larger batch to initialise_from_data, or initialise='none'"
+        )
+    return spread

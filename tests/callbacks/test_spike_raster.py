@@ -1,0 +1,66 @@
+"""Rasters of spikes."""
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from toys import backprop, loader, trainer
+
+from lightning_nobp.callbacks import SpikeRaster
+from lightning_nobp.callbacks.spike_raster import raster_figure
+from lightning_nobp.nn import SpikingMLP
+from lightning_nobp.rules import SpikeTimingBackprop
+
+INF = float("inf")
+
+
+def fit(folder, callback, rule=None, **kwargs):
+    if rule is None:
+        torch.manual_seed(0)
+        rule = SpikeTimingBackprop(network=SpikingMLP((1, 2, 3), 3, (8,)), num_classes=3)
+    run = trainer(folder, callbacks=[callback], logger=CSVLogger(folder), **kwargs)
+    run.fit(rule, loader(), loader())
+    return rule
+
+
+def test_a_figure_comes_every_so_many_epochs(tmp_path):
+    fit(tmp_path, SpikeRaster(every_n_epochs=2), max_epochs=4)
+    assert len(list(tmp_path.rglob("val_spikes-step=*.png"))) == 2
+
+
+def test_what_is_drawn_are_the_samples_spikes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "lightning_nobp.callbacks.spike_raster.raster_figure",
+        lambda layers, title, most: drawn.append((layers, title)) or raster_figure(layers, title, most),
+    )
+    rule = fit(tmp_path, SpikeRaster(sample=3))
+    [(layers, title)] = drawn
+    x, target = next(iter(loader()))
+    with torch.no_grad():
+        outputs = rule.eval().outputs(x)
+    assert title == f"class {int(target[3])}"
+    assert len(layers) == 3
+    for n, spikes in enumerate(layers):
+        assert torch.equal(spikes, outputs[f"spikes/{n}"][3])
+
+
+def test_a_panel_for_each_layer_with_a_row_for_each_of_the_most_active_neurons():
+    layers = [torch.tensor([[0.1, 0.2], [INF, INF], [0.3, INF]]), torch.tensor([[INF, INF]]), torch.tensor([[0.5]])]
+    axes = raster_figure(layers, most_neurons=2).axes
+    assert [a.get_ylabel() for a in axes] == ["outputs\n1 of 1", "hidden 1\n1 of 1", "inputs\n2 of 3"]
+    assert [c.get_positions() for c in axes[2].collections] == [
+        pytest.approx([0.1, 0.2]),
+        pytest.approx([0.3]),
+    ]
+
+
+def test_bad_use_is_named(tmp_path):
+    for name in ("every_n_epochs", "most_neurons"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            SpikeRaster(**{name: 0})
+    with pytest.raises(ValueError, match="sample=-1 must be at least 0"):
+        SpikeRaster(sample=-1)
+    with pytest.raises(ValueError, match="sample=99: the first validation batch has 16 samples"):
+        fit(tmp_path, SpikeRaster(sample=99))
+    with pytest.raises(TypeError, match="SpikeRaster needs a rule that hands on spikes"):
+        fit(tmp_path, SpikeRaster(), backprop())
