@@ -1,5 +1,6 @@
 """A training that runs on one process or two, importable by spawned processes."""
 
+import multiprocessing
 import sys
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,11 @@ class SaveRank(L.Callback):
         result = {"weights": weights(pl_module), "metrics": metrics, "steps": trainer.global_step}
         result["counts"] = [getattr(pl_module, name, 0) for name in ("cost_evaluations", "samples_seen")]
         torch.save(result, self.folder / f"rank{trainer.global_rank}of{trainer.world_size}.pt")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # A process that ends with threads of its group still running is aborted now and then.
+        if multiprocessing.parent_process() is not None and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def train(

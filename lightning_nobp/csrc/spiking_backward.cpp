@@ -49,7 +49,7 @@ int64_t list_pulls(const Input<T>& in, const Spikes<T>& out, const Gradients<T>&
     const int64_t cell = sample * in.neurons + first + n;
     // Sums over later spikes of the neuron: p e^{-s / tau_v} and p s e^{-s / tau_v}.
     double carry = 0, late = 0;
-    for (int64_t k = out.counts[cell] - 1; k >= 0; --k) {
+    for (int64_t k = std::min(out.counts[cell], in.spikes) - 1; k >= 0; --k) {
       const int64_t spike = cell * in.spikes + k, place = (sample * in.spikes + k) * in.neurons + first + n;
       const T time = out.times[spike];
       if (carry || late) {
@@ -64,6 +64,8 @@ int64_t list_pulls(const Input<T>& in, const Spikes<T>& out, const Gradients<T>&
       carry += multiplier;
       if (!multiplier) continue;
       const int32_t e = out.event[place];
+      // Of a record that was made of other events.
+      if (e < 0 || e >= in.counts[sample]) continue;
       pulls[used] = {head[e], int32_t(n), time, T(multiplier)};
       head[e] = used++;
       last = std::max(last, e);

@@ -40,7 +40,6 @@ def trained(tau_v: float, tau_i: float, most: int, samples: int, epochs: int) ->
         network=partial(SpikingMLP, hidden_dims=(800,), tau_v=tau_v, tau_i=tau_i, max_spikes=most, sigma=0.05),
         optimizer=partial(torch.optim.Adam, lr=1e-3),
         lr_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
-        gain=1.0,
         t_ref=1.2,
     )
     quiet = {

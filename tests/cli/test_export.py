@@ -171,3 +171,12 @@ def test_an_own_rule_is_found_in_the_current_folder_and_imported_from_nowhere_el
     here = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert here.returncode == 0, here.stderr
     assert (tmp_path / "net.pt2").is_file()
+
+
+def test_a_spiking_network_is_refused_in_a_line(nobp, quick):
+    assert nobp("fit", "--config=digits/spiking", *quick).status == 0
+    [checkpoint] = Path("runs").rglob("last.ckpt")
+    run = nobp("export", str(checkpoint), "net.pt2")
+    assert run.status == 2
+    assert "holds a spiking network, whose events are found as they come" in run.err
+    assert not Path("net.pt2").exists()

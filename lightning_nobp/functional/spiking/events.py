@@ -54,13 +54,15 @@ def events_from_spikes(spike_times: Tensor) -> SpikeTrain:
         spike_times: ``(batch, neurons, max_spikes)``, padded with infinity.
 
     Raises:
-        ValueError: Another number of dimensions.
+        ValueError: Another number of dimensions, or nan.
     """
     if spike_times.dim() != 3:
         raise ValueError(
             f"spike_times of shape {tuple(spike_times.shape)}: give (batch, neurons, max_spikes), padded with infinity"
         )
     flat = spike_times.flatten(1)
+    if not flat.is_meta and bool(flat.detach().isnan().any()):
+        raise ValueError("spike_times hold nan: a spike that is not there is infinity")
     is_native = kernels.supports(flat) and kernels.are_built()
     source, counts = (_sources_native if is_native else _sources)(flat.detach())
     times = _gathered(flat, source, counts)

@@ -161,16 +161,13 @@ def lif_spike_times_vjp(
         The gradients of times, weight, ``tau_v`` and ``tau_i``, None where not needed.
 
     Raises:
+        TypeError: A record or a gradient of another type than the times.
         ValueError: A record or a gradient of another shape; and as :func:`lif_spike_times`.
     """
     check_grad(grad, record.times.shape)
     layer = _Layer(grad.shape[2], float(theta), float(t_max), _largest(p_max), backend)
     train = _checked(times, index, num_events, weight, tau_v, tau_i, layer)
-    if record.counts.shape != (len(times), weight.shape[1]):
-        raise ValueError(
-            f"record of {tuple(record.counts.shape)} samples and neurons: times and weight have "
-            f"{(len(times), weight.shape[1])}, so give those that it was made of"
-        )
+    _check_record(grad, record, times, weight)
     needs = Needs(needs_times_grad, needs_weight_grad, needs_tau_grad)
     return _backward(grad, record, train, weight, Rates.of(tau_v, tau_i, layer.theta), layer, needs)
 
@@ -263,7 +260,7 @@ def _backward(
     if weight.is_meta:
         scalar = grad.new_empty(())
         return needs.chosen(torch.empty_like(train.times), torch.empty_like(weight), scalar, scalar, rates)
-    run = native.backward if _is_native(train, weight, layer.backend) else reference.backward
+    run = native.backward if _is_native(train, weight, layer.backend, grad, record.slope) else reference.backward
     with torch.no_grad():
         return run(grad, record, train, weight.detach(), rates, layer.t_max, layer.largest, needs)
 
@@ -302,12 +299,37 @@ def _checked(
         raise TypeError(f"times of type {times.dtype} and weight of {weight.dtype}: give both one type")
     if weight.dim() != 2:
         raise ValueError(f"weight of shape {tuple(weight.shape)}: give (inputs, neurons)")
+    if layer.max_spikes != int(layer.max_spikes):
+        raise TypeError(f"max_spikes={layer.max_spikes} is no whole number")
     devices = {str(tensor.device) for tensor in (times, index, num_events, weight)}
     if len(devices) > 1:
         raise ValueError(f"times, index, num_events and weight on {', '.join(sorted(devices))}: give all on one device")
     if not times.is_meta:
         check_events(train, weight.shape[0], layer.t_max)
+        if not bool(weight.detach().isfinite().all()):
+            raise ValueError(
+                "weight holds nan or infinity: a smaller learning rate or a bound on the gradient may help"
+            )
     return train
+
+
+def _check_record(grad: Tensor, record: SpikeRecord, times: Tensor, weight: Tensor) -> None:
+    wanted = len(times), weight.shape[1]
+    shapes = {tensor.shape for tensor in (record.times, record.event, record.slope)}
+    if record.counts.shape != wanted or shapes != {torch.Size((*wanted, grad.shape[2]))}:
+        raise ValueError(
+            f"record of {tuple(record.counts.shape)} samples and neurons: times and weight have {wanted}, so give "
+            "those that it was made of"
+        )
+    for name, tensor in (("grad", grad), ("record.times", record.times), ("record.slope", record.slope)):
+        if tensor.dtype is not times.dtype or tensor.device != times.device:
+            raise TypeError(
+                f"{name} of {tensor.dtype} on {tensor.device}, but times of {times.dtype} on {times.device}: convert"
+            )
+    if (record.counts.dtype, record.event.dtype) != (torch.int64, torch.int32):
+        raise TypeError(
+            f"record with counts of {record.counts.dtype} and events of {record.event.dtype}: see lif_record"
+        )
 
 
 def _check_numbers(tau_v: TimeConstant, tau_i: TimeConstant, layer: _Layer) -> None:
@@ -331,10 +353,10 @@ def _largest(p_max: float | None) -> float:
     return math.inf if p_max is None else float(p_max)
 
 
-def _is_native(train: SpikeTrain, weight: Tensor, backend: Backend) -> bool:
+def _is_native(train: SpikeTrain, weight: Tensor, backend: Backend, *others: Tensor) -> bool:
     if backend == "torch":
         return False
-    can = kernels.supports(train.times, weight)
+    can = kernels.supports(train.times, weight, *others)
     if backend == "auto":
         return can and kernels.are_built()
     if not can:

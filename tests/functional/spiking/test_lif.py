@@ -9,6 +9,7 @@ from spiking_toys import BACKENDS, INF, TAUS, compiled, events, random_train, ra
 
 from lightning_nobp import csrc
 from lightning_nobp.functional.spiking import (
+    SpikeRecord,
     SpikeTrain,
     kernels,
     lif,
@@ -337,3 +338,54 @@ def test_weights_that_are_not_what_their_memory_says(backend):
     found = lif_spike_times(*events(train), torch._neg_view(-weight), 3, INF, 1.0, backend=backend)
     for mine, other in zip(found, lif_spike_times(*events(train), weight, 3, INF, 1.0, backend=backend), strict=True):
         assert torch.allclose(mine, other, rtol=0, atol=1e-12)
+
+
+RECORDS = {
+    "grad of another type": ({}, {"grad": lambda g: g.float()}, TypeError, r"grad of torch\.float32"),
+    "a record of other samples": ({"batch": 2}, {}, ValueError, r"record of \(2, 4\) samples and neurons"),
+    "events of another type": (
+        {},
+        {"event": lambda e: e.long()},
+        TypeError,
+        r"counts of torch\.int64 and events of torch\.int64",
+    ),
+    "slopes of another type": ({}, {"slope": lambda s: s.float()}, TypeError, r"record\.slope of torch\.float32"),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_and_gradients_of_something_else_are_refused(name):
+    made_of, changes, error, message = RECORDS[name]
+    train, weight = random_train(3, 9, 5), random_weight(5, 4)
+    record = lif_record(*events(random_train(made_of.get("batch", 3), 9, 5)), weight, 3, INF, 1.0)
+    grad = changes.get("grad", lambda g: g)(torch.ones_like(record.times))
+    parts = {
+        part: changes.get(part, lambda t: t)(getattr(record, part)) for part in ("times", "counts", "event", "slope")
+    }
+    with pytest.raises(error, match=message):
+        lif_spike_times_vjp(grad, SpikeRecord(**parts), *events(train), weight, INF, 1.0)
+
+
+@compiled
+def test_a_record_of_more_events_touches_no_memory_of_others():
+    train, weight = random_train(3, 200, 5, ragged=False), random_weight(5, 40)
+    record = lif_record(*events(train), weight, 8, INF, 1.0, backend="native")
+    few = train.times, train.index, torch.full((3,), 2)
+    found = lif_spike_times_vjp(torch.ones_like(record.times), record, *few, weight, INF, 1.0, backend="native")
+    assert torch.equal(found.times[:, 2:], torch.zeros(3, 198, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(bad):
+    train, weight = random_train(3, 9, 5), random_weight(5, 4)
+    weight[2, 1] = bad
+    with pytest.raises(ValueError, match="weight holds nan or infinity"):
+        lif_spike_times(*events(train), weight, 3, INF, 1.0)
+
+
+def test_gradients_that_are_not_what_their_memory_says():
+    train, weight = random_train(3, 9, 5), random_weight(5, 4)
+    record = lif_record(*events(train), weight, 3, INF, 1.0)
+    grad = torch.randn_like(record.times)
+    found = [lif_spike_times_vjp(g, record, *events(train), weight, INF, 1.0) for g in (grad, torch._neg_view(-grad))]
+    assert torch.allclose(found[0].weight, found[1].weight, rtol=0, atol=1e-12)
