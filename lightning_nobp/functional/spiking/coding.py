@@ -1,6 +1,7 @@
 """From numbers between 0 and 1 to spikes: codes without randomness.
 
-Every code takes ``(batch, ...)`` and gives one input neuron to each number of a sample, in order.
+Every ``..._code`` gives the spike times of each number along one more dimension, padded with infinity. Every
+``..._encode`` takes ``(batch, ...)``, and gives one input neuron to each number of a sample, in order.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,36 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.spiking.events import SpikeTrain, events_from_spikes
+
+
+def latency_code(u: Tensor, t_last: float, threshold: float) -> Tensor:
+    """The times of :func:`latency_encode`, ``(..., 1)`` of numbers ``(...)``."""
+    return torch.where(u > threshold, t_last * (1 - u), torch.inf).unsqueeze(-1)
+
+
+def threshold_code(u: Tensor, thresholds: Sequence[float], t_last: float) -> Tensor:
+    """The times of :func:`threshold_encode`, ``(..., thresholds)`` of numbers ``(...)``."""
+    levels, u = u.new_tensor(thresholds), u.unsqueeze(-1)
+    is_crossed = u >= levels
+    return torch.where(is_crossed, t_last * levels / torch.where(is_crossed, u, 1.0), torch.inf)
+
+
+def regular_code(u: Tensor, max_spikes: int, t_last: float) -> Tensor:
+    """The times of :func:`regular_encode`, ``(..., max_spikes)`` of numbers ``(...)``; they have no gradient."""
+    number = (u.detach().unsqueeze(-1) * max_spikes).round()
+    k = torch.arange(max_spikes, dtype=u.dtype, device=u.device)
+    return torch.where(k < number, t_last * (k + 0.5) / number.clamp(min=1), torch.inf)
+
+
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """Refuse thresholds that a ramp does not cross one after another.
+
+    Raises:
+        ValueError: They do not ascend from above 0 up to 1.
+    """
+    levels = [0.0, *thresholds]
+    if len(levels) < 2 or levels != sorted(set(levels)) or levels[-1] > 1:
+        raise ValueError(f"thresholds={list(thresholds)} must ascend, from above 0 up to 1")
 
 
 def latency_encode(x: Tensor, t_last: float = 1.0, threshold: float = 0.0) -> SpikeTrain:
@@ -23,8 +54,7 @@ def latency_encode(x: Tensor, t_last: float = 1.0, threshold: float = 0.0) -> Sp
         ValueError: Numbers outside of 0 to 1, or a ``t_last`` that is not positive.
     """
     _check(x, t_last)
-    times = torch.where(x > threshold, t_last * (1 - x), torch.inf)
-    return events_from_spikes(times.flatten(1).unsqueeze(2))
+    return events_from_spikes(latency_code(x.flatten(1), t_last, threshold))
 
 
 def threshold_encode(x: Tensor, thresholds: Sequence[float], t_last: float = 1.0) -> SpikeTrain:
@@ -41,13 +71,8 @@ def threshold_encode(x: Tensor, thresholds: Sequence[float], t_last: float = 1.0
         ValueError: Numbers or thresholds out of range, or a ``t_last`` that is not positive.
     """
     _check(x, t_last)
-    levels = torch.as_tensor(thresholds, dtype=x.dtype, device=x.device)
-    steps = levels.diff(prepend=levels.new_zeros(1))
-    if not levels.numel() or not bool((steps > 0).all()) or float(levels[-1]) > 1:
-        raise ValueError(f"thresholds={list(thresholds)} must ascend, from above 0 up to 1")
-    x = x.flatten(1).unsqueeze(2)
-    is_crossed = x >= levels
-    return events_from_spikes(torch.where(is_crossed, t_last * levels / torch.where(is_crossed, x, 1.0), torch.inf))
+    check_thresholds(thresholds)
+    return events_from_spikes(threshold_code(x.flatten(1), thresholds, t_last))
 
 
 def regular_encode(x: Tensor, max_spikes: int, t_last: float = 1.0) -> SpikeTrain:
@@ -66,9 +91,7 @@ def regular_encode(x: Tensor, max_spikes: int, t_last: float = 1.0) -> SpikeTrai
     _check(x, t_last)
     if max_spikes < 1:
         raise ValueError(f"max_spikes={max_spikes} must be at least 1")
-    number = (x.flatten(1).unsqueeze(2) * max_spikes).round()
-    k = torch.arange(max_spikes, dtype=x.dtype, device=x.device)
-    return events_from_spikes(torch.where(k < number, t_last * (k + 0.5) / number.clamp(min=1), torch.inf))
+    return events_from_spikes(regular_code(x.flatten(1), max_spikes, t_last))
 
 
 def with_inverse(x: Tensor) -> Tensor:

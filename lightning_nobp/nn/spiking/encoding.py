@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.functional.spiking.coding import check_thresholds, latency_code, regular_code, threshold_code
 from lightning_nobp.nn.backprop import Pullback, register_vjp
 
 
@@ -130,7 +131,7 @@ class LatencyEncoder(SpikeEncoder):
 
     def code(self, u: Tensor) -> Tensor:
         """At most one spike a number, ``(..., 1)``."""
-        return torch.where(u > self.threshold, self.t_last * (1 - u), torch.inf).unsqueeze(-1)
+        return latency_code(u, self.t_last, self.threshold)
 
     def slope(self, u: Tensor) -> Tensor:
         """Minus ``t_last``."""
@@ -164,16 +165,12 @@ class ThresholdCrossingEncoder(SpikeEncoder):
         value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(t_last, inverse, value_range)
-        levels = [0.0, *thresholds]
-        if len(levels) < 2 or levels != sorted(set(levels)) or levels[-1] > 1:
-            raise ValueError(f"thresholds={list(thresholds)} must ascend, from above 0 up to 1")
+        check_thresholds(thresholds)
         self.thresholds = tuple(thresholds)
 
     def code(self, u: Tensor) -> Tensor:
         """A spike for each threshold that a number reaches, ``(..., thresholds)``."""
-        levels, u = u.new_tensor(self.thresholds), u.unsqueeze(-1)
-        is_crossed = u >= levels
-        return torch.where(is_crossed, self.t_last * levels / torch.where(is_crossed, u, 1.0), torch.inf)
+        return threshold_code(u, self.thresholds, self.t_last)
 
     def slope(self, u: Tensor) -> Tensor:
         """Minus ``t_last * h / number^2``."""
@@ -211,9 +208,7 @@ class RegularEncoder(SpikeEncoder):
 
     def code(self, u: Tensor) -> Tensor:
         """The trains, ``(..., max_spikes)``."""
-        number = (u.detach().unsqueeze(-1) * self.max_spikes).round()
-        k = torch.arange(self.max_spikes, dtype=u.dtype, device=u.device)
-        return torch.where(k < number, self.t_last * (k + 0.5) / number.clamp(min=1), torch.inf)
+        return regular_code(u, self.max_spikes, self.t_last)
 
     def slope(self, u: Tensor) -> Tensor:
         """0: spikes come and go, but do not move."""
