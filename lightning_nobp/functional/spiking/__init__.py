@@ -6,22 +6,21 @@ from lightning_nobp.functional.spiking.events import SpikeTrain, delay_vjp, dela
 from lightning_nobp.functional.spiking.kernel import psc_kernel
 from lightning_nobp.functional.spiking.lif import lif_record, lif_spike_times, lif_spike_times_vjp, saturated
 from lightning_nobp.functional.spiking.losses import (
-    SilentPenalty,
     SpikeLoss,
     count_loss,
     first_spike_cross_entropy,
     first_spike_logits,
     first_time_penalty,
-    silent_penalty,
     spike_time_mse,
     spike_trace,
     trace_cross_entropy,
 )
+from lightning_nobp.functional.spiking.potential import PotentialGradients, free_potential, free_potential_vjp
 from lightning_nobp.functional.spiking.record import LayerGradients, SpikeRecord
 
 __all__ = [
     "LayerGradients",
-    "SilentPenalty",
+    "PotentialGradients",
     "SpikeLoss",
     "SpikeRecord",
     "SpikeTrain",
@@ -33,6 +32,8 @@ __all__ = [
     "first_spike_cross_entropy",
     "first_spike_logits",
     "first_time_penalty",
+    "free_potential",
+    "free_potential_vjp",
     "latency_encode",
     "lif_record",
     "lif_spike_times",
@@ -40,7 +41,6 @@ __all__ = [
     "psc_kernel",
     "regular_encode",
     "saturated",
-    "silent_penalty",
     "spike_time_mse",
     "spike_trace",
     "threshold_encode",

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_nobp.functional.spiking.events import SpikeTrain
-from lightning_nobp.functional.spiking.kernel import TimeConstant, psc_kernel
-
 
 class SpikeLoss(NamedTuple):
     """A loss and its gradient."""
@@ -20,17 +17,6 @@ class SpikeLoss(NamedTuple):
     """0-dimensional."""
     grad: Tensor
     """Of the spike times, ``(batch, neurons, max_spikes)``."""
-
-
-class SilentPenalty(NamedTuple):
-    """A penalty and its gradients."""
-
-    value: Tensor
-    """0-dimensional."""
-    times: Tensor
-    """Of the input times, ``(batch, events)``."""
-    weight: Tensor
-    """``(inputs, neurons)``."""
 
 
 def first_spike_logits(spike_times: Tensor, sigma: float, t_max: float) -> Tensor:
@@ -124,41 +110,6 @@ def first_time_penalty(spike_times: Tensor, t_ref: float) -> SpikeLoss:
     grad = torch.zeros_like(spike_times)
     grad[..., 0] = 2 * difference / max(1, difference.numel())
     return SpikeLoss(difference.square().sum() / max(1, difference.numel()), grad)
-
-
-def silent_penalty(
-    train: SpikeTrain,
-    weight: Tensor,
-    counts: Tensor,
-    tau_v: TimeConstant,
-    tau_i: TimeConstant,
-    theta: float = 1.0,
-    t_max: float = 2.0,
-) -> SilentPenalty:
-    """What neurons without a spike lack to the threshold at the end, ``theta - v(t_max)``, summed over a sample's.
-
-    A silent neuron has no spike time and so no gradient; this gives it one.
-
-    Args:
-        train: Input events.
-        weight: ``(inputs, neurons)``.
-        counts: ``(batch, neurons)``, of the spikes that they caused.
-        tau_v: Membrane time constant.
-        tau_i: Synaptic time constant.
-        theta: Threshold.
-        t_max: When the simulation ended.
-    """
-    is_spike = train.is_spike
-    index = torch.where(is_spike, train.index, 0).long()
-    age = torch.where(is_spike, t_max - train.times.detach(), 0.0)
-    kernel = torch.where(is_spike, psc_kernel(age, tau_v, tau_i), 0.0)
-    drive = kernel.new_zeros(len(kernel), len(weight)).scatter_add(1, index, kernel)
-    missing = (theta - drive @ weight).clamp(min=0) * (counts == 0)
-    batch = max(1, len(kernel))
-    lacks = (missing > 0).to(weight.dtype) / batch
-    by_time = torch.exp(-age / tau_i) - kernel / tau_v
-    grad_times = torch.where(is_spike, (lacks @ weight.T).gather(1, index) * by_time, 0.0)
-    return SilentPenalty(missing.sum() / batch, grad_times, -(drive.T @ lacks))
 
 
 def _decayed(spike_times: Tensor, tau_out: float) -> Tensor:

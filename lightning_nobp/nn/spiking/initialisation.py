@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.functional.spiking.potential import drive, free_potential
 from lightning_nobp.nn.spiking.convolution import SpikingConv2d
 from lightning_nobp.nn.spiking.encoding import SpikeEncoder
 from lightning_nobp.nn.spiking.layer import SpikingLayer
-from lightning_nobp.nn.spiking.membrane import drive, free_potential
 from lightning_nobp.nn.spiking.passes import leaves
 from lightning_nobp.nn.spiking.readout import MembraneReadout
 

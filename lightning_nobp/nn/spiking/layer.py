@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lightning_nobp.functional.spiking import events_from_spikes, events_vjp, lif_record, lif_spike_times
 from lightning_nobp.functional.spiking import lif_spike_times_vjp as lif_vjp
 from lightning_nobp.functional.spiking.kernel import TimeConstant
+from lightning_nobp.functional.spiking.potential import free_potential, free_potential_vjp
 from lightning_nobp.nn.backprop import accumulate_grad
-from lightning_nobp.nn.spiking.membrane import free_potential, free_potential_vjp
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nobp.functional.spiking import first_spike_logits, spike_trace
+from lightning_nobp.functional.spiking.potential import free_potential, free_potential_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
-from lightning_nobp.nn.spiking.membrane import free_potential, free_potential_vjp
 
 
 class FirstSpike(nn.Module):

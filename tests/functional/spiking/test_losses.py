@@ -4,17 +4,14 @@ import math
 
 import pytest
 import torch
-from spiking_toys import INF, TAUS, random_train, random_weight
+from spiking_toys import INF
 from torch.nn import functional as F
 
 from lightning_nobp.functional.spiking import (
-    SpikeTrain,
     count_loss,
     first_spike_cross_entropy,
     first_spike_logits,
     first_time_penalty,
-    lif_record,
-    silent_penalty,
     spike_time_mse,
     spike_trace,
     trace_cross_entropy,
@@ -81,39 +78,3 @@ def test_missing_spikes_are_late_and_unwanted_ones_do_not_count():
 
 
 # Silent neurons
-
-
-@pytest.mark.parametrize("taus", TAUS)
-def test_the_silent_penalty_is_what_potentials_lack_at_the_end(taus):
-    train, weight = random_train(5, 12, 6), 0.5 * random_weight(6, 8)
-    counts = lif_record(*(train.times, train.index, train.counts), weight, 2, *taus).counts
-    assert 0 < (counts == 0).sum() < counts.numel()
-    times = train.times.clone().requires_grad_()
-    moving = weight.clone().requires_grad_()
-    rate_v, rate_i = (1 / torch.tensor(tau).double() for tau in taus)
-    s = torch.where(train.is_spike, T_MAX - times, 0.0)
-    if math.isclose(rate_v, rate_i, rel_tol=1e-6):
-        kernel = s * torch.exp(-s * (rate_v + rate_i) / 2)
-    else:
-        kernel = (torch.exp(-s * rate_v) - torch.exp(-s * rate_i)) / (rate_i - rate_v)
-    potentials = torch.einsum("be,ben->bn", torch.where(train.is_spike, kernel, 0.0), moving[train.index])
-    expected = ((1 - potentials).clamp(min=0) * (counts == 0)).sum() / 5
-    penalty = silent_penalty(train, weight, counts, *taus)
-    assert torch.allclose(penalty.value, expected, rtol=1e-8)
-    for found, wanted in zip(penalty[1:], torch.autograd.grad(expected, [times, moving]), strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-7, atol=1e-9)
-
-
-def test_a_step_against_the_penalty_wakes_a_silent_neuron():
-    train = SpikeTrain(torch.tensor([[0.1, 0.3]]), torch.tensor([[0, 1]]), torch.tensor([2]))
-    weight, counts = torch.zeros(2, 1), torch.zeros(1, 1).long()
-    for _ in range(100):
-        weight -= silent_penalty(train, weight, counts, 1.0, 0.5).weight
-        counts = lif_record(train.times, train.index, train.counts, weight, 1, 1.0, 0.5).counts
-    assert counts.item() == 1
-
-
-def test_neurons_that_fire_pay_no_penalty():
-    train, weight = random_train(3, 5, 4), random_weight(4, 2)
-    penalty = silent_penalty(train, weight, torch.ones(3, 2).long(), 1.0, 0.5)
-    assert all((part == 0).all() for part in penalty)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_nobp.functional.spiking.potential import free_potential
 from lightning_nobp.nn import (
     LatencyEncoder,
     RegularEncoder,
@@ -16,7 +17,6 @@ from lightning_nobp.nn import (
     check_supported,
     initialise_from_data,
 )
-from lightning_nobp.nn.spiking.membrane import free_potential
 from lightning_nobp.nn.spiking.passes import passes, spiking
 from lightning_nobp.rules.hyperparameters import to_plain
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from lightning_nobp.functional.spiking import events_from_spikes, latency_encode, regular_encode, threshold_encode
-from lightning_nobp.functional.spiking.kernel import psc_kernel
 from lightning_nobp.nn import (
     EarliestSpikePool2d,
     FirstSpike,
@@ -21,7 +20,6 @@ from lightning_nobp.nn import (
     ThresholdCrossingEncoder,
     vjp,
 )
-from lightning_nobp.nn.spiking.membrane import free_potential, free_potential_vjp
 from lightning_nobp.rules.hyperparameters import to_plain
 
 INF = math.inf
@@ -138,31 +136,6 @@ def test_finite_differences_at_fixed_counts_agree(name):
     slope = (values[0] - values[1]) / 2e-6
     expected = sum((torch.where(g.isfinite(), g, 0.0) * s).sum() for g, s in zip(found, steps, strict=True))
     assert float(slope) == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.parametrize(("tau_v", "tau_i"), TAUS)
-def test_a_free_membrane_is_a_sum_of_kernels(tau_v, tau_i):
-    x, weight = spikes(3, 4, 2), torch.randn(4, 5, dtype=F64)
-    expected = torch.zeros(3, 5, dtype=F64)
-    for b, j, k in torch.cartesian_prod(*map(torch.arange, x.shape)).tolist():
-        if x[b, j, k] < 0.6:
-            expected[b] += weight[j] * psc_kernel(0.6 - x[b, j, k], tau_v, tau_i)
-    torch.testing.assert_close(free_potential(x, weight, 0.6, tau_v, tau_i), expected)
-
-
-@pytest.mark.parametrize(("tau_v", "tau_i"), [pair for pair in TAUS if INF not in pair])
-def test_a_free_membranes_gradients_are_autograds(tau_v, tau_i):
-    leaves = [spikes(3, 4, 2), torch.randn(4, 5), torch.tensor(tau_v), torch.tensor(tau_i)]
-    leaves = [leaf.to(F64).requires_grad_() for leaf in leaves]
-    x, weight, *taus = leaves
-    y = free_potential(x, weight, 0.6, *taus)
-    grad = torch.randn_like(y)
-    expected = torch.autograd.grad(y, leaves, grad)
-    with torch.no_grad():
-        found = free_potential_vjp(grad, x, weight, 0.6, *taus, needs_tau_grad=True)
-    # Where the constants are all but equal, autograd differentiates a branch.
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-7, atol=1e-7)
 
 
 def test_a_convolution_is_the_linear_layer_on_patches():

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.spiking import psc_kernel
-from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, kernel_rate_derivatives, response
+from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, kernel_rate_derivatives, psc_kernel, response
 
 
 class PotentialGradients(NamedTuple):
