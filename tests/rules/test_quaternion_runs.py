@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from ddp_training import FORKED, load, train_quaternion
-from lightning.pytorch.callbacks import ModelCheckpoint
+from resuming import assert_resumed_equals_whole
 from torch import nn
 from toys import loader, trainer
 
@@ -58,21 +58,7 @@ def test_two_processes_equal_one(tmp_path):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_stopped_in_the_middle_of_an_epoch_and_resumed(tmp_path, network):
-    def run(folder, ckpt_path=None):
-        rule = classifier(network)
-        saved = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-        run = trainer(folder, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
-        run.fit(rule, datamodule=DigitsDataModule(batch_size=64, subset=300, val_size=100), ckpt_path=ckpt_path)
-        [optimizer] = run.optimizers
-        moments = [t for entry in optimizer.state.values() for t in entry.values()]
-        return [*rule.state_dict().values(), *moments]
-
-    torch.manual_seed(0)
-    whole = run(tmp_path)
-    for step in (2, 5):
-        # The new network starts from other weights, and the generators from another state.
-        resumed = run(tmp_path / "resumed", tmp_path / f"step={step}.ckpt")
-        assert all(map(torch.equal, resumed, whole))
+    assert_resumed_equals_whole(tmp_path, lambda: classifier(network))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,28 @@ from lightning_nobp.nn.quaternion.linear import QuaternionLayer, check_quaternio
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-class QuaternionConv(QuaternionLayer):
+class WithGeometry:
+    """The numbers of a convolution, where torch's layers have them too."""
+
+    geometry: Convolution
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Of each dimension."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Zeros on each side, or what the padding mode puts there."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Of the kernel."""
+        return self.geometry.dilation
+
+
+class QuaternionConv(WithGeometry, QuaternionLayer):
     """Layers with a kernel: :class:`QuaternionConv2d` and :class:`QuaternionConvTranspose2d` and their kin."""
 
     dims: ClassVar[int]
@@ -55,21 +76,6 @@ class QuaternionConv(QuaternionLayer):
         self.geometry = convolution(self.dims, weight, **geometry, transposed=self.transposed)
         super().__init__(tuple(weight.shape), outputs, bias, **options)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Of each dimension."""
-        return self.geometry.stride
-
-    @property
-    def padding(self) -> tuple[int, ...]:
-        """Zeros on each side, or what the padding mode puts there."""
-        return self.geometry.padding
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        """Of the kernel."""
-        return self.geometry.dilation
 
     @property
     def groups(self) -> int:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightning_nobp.functional.backprop import bias_vjp, linear_vjp
 from lightning_nobp.functional.quaternion.algebra import check_types
-from lightning_nobp.functional.quaternion.convolution import Convolution, Size, convolution, per_dimension
+from lightning_nobp.functional.quaternion.convolution import Size, convolution, per_dimension
 from lightning_nobp.functional.quaternion.hypercomplex import (
     closest_side,
     hamilton_rule,
@@ -20,7 +20,7 @@ from lightning_nobp.functional.quaternion.hypercomplex import (
 )
 from lightning_nobp.functional.quaternion.products import Side
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
-from lightning_nobp.nn.quaternion.convolution import QuaternionConv1d, QuaternionConv2d, QuaternionConv3d
+from lightning_nobp.nn.quaternion.convolution import QuaternionConv1d, QuaternionConv2d, QuaternionConv3d, WithGeometry
 from lightning_nobp.nn.quaternion.linear import QuaternionLayer, QuaternionLinear, check_whole
 
 Rule = Tensor | Sequence[Sequence[Sequence[float]]]
@@ -183,7 +183,7 @@ class PHMLinear(PHMLayer):
         return f"n={self.n}, {self.in_features}, {self.out_features}{self._options()}"
 
 
-class PHMConv(PHMLayer):
+class PHMConv(WithGeometry, PHMLayer):
     """Layers with a kernel: :class:`PHMConv2d` and its kin."""
 
     convolve: ClassVar[Callable[..., Tensor]]
@@ -216,25 +216,10 @@ class PHMConv(PHMLayer):
         shape = (out_channels // n, in_channels // n // groups, *kernel)
         # Of quaternions, since that is what it asks for; there is no other difference.
         weight = torch.empty(4, *shape, device="meta")
-        self.geometry: Convolution = convolution(dims, weight, stride, padding, dilation, groups)
+        self.geometry = convolution(dims, weight, stride, padding, dilation, groups)
         self.groups = groups
         super().__init__(n, shape, bias, rule, device, dtype)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Of each dimension."""
-        return self.geometry.stride
-
-    @property
-    def padding(self) -> tuple[int, ...]:
-        """Zeros on each side."""
-        return self.geometry.padding
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        """Of the kernel."""
-        return self.geometry.dilation
 
     @classmethod
     def from_quaternion(cls: type[_PHMConv], layer: _QuaternionConv) -> _PHMConv:
