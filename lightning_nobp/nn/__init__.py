@@ -4,6 +4,7 @@ from lightning_nobp.nn.backprop import accumulate_grad, check_supported, registe
 from lightning_nobp.nn.forward_forward import FFConv2d, FFLayer, FFLinear
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, ForwardForwardMLP
+from lightning_nobp.nn.hamiltonian import HamiltonianSystem
 from lightning_nobp.nn.labelled_input import LabelledInput
 from lightning_nobp.nn.multiplexed import AnalogEstimator, Estimate, Estimator, SampleEstimator, Turn, WindowEstimator
 from lightning_nobp.nn.networks import CNN, MLP, PRESETS, NetworkFactory, SigmoidMLP, TwoClasses, sequential
@@ -97,6 +98,7 @@ __all__ = [
     "ForwardForwardMLP",
     "ForwardForwardNetwork",
     "ForwardModeEngine",
+    "HamiltonianSystem",
     "HashingNetwork",
     "InPlaceEngine",
     "LabelledInput",

@@ -1,0 +1,39 @@
+"""Hamiltonian systems, simulated by what time can be reversed in, and gradients from their echo."""
+
+from lightning_nobp.functional.hamiltonian.echo import Simulation, System, simulate
+from lightning_nobp.functional.hamiltonian.flows import Drift, Drives, Flow, Friction, Kick, Mechanics, Recorder, Sums
+from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
+from lightning_nobp.functional.hamiltonian.leapfrog import (
+    Drive,
+    hamiltonian_echo,
+    hamiltonian_echo_trajectory,
+    leapfrog,
+)
+from lightning_nobp.functional.hamiltonian.nudge import NudgeMode
+from lightning_nobp.functional.hamiltonian.phase_space import CANONICAL, COMPLEX, PhaseSpace, State
+from lightning_nobp.functional.hamiltonian.sums import AutogradSums
+
+__all__ = [
+    "CANONICAL",
+    "COMPLEX",
+    "AutogradSums",
+    "Drift",
+    "Drive",
+    "Drives",
+    "Flow",
+    "Friction",
+    "Imperfections",
+    "Kick",
+    "Mechanics",
+    "NudgeMode",
+    "PhaseSpace",
+    "Recorder",
+    "Simulation",
+    "State",
+    "Sums",
+    "System",
+    "hamiltonian_echo",
+    "hamiltonian_echo_trajectory",
+    "leapfrog",
+    "simulate",
+]

@@ -1,0 +1,89 @@
+"""What a simulation refuses."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_nobp.functional.hamiltonian.integrator import Step, run
+from lightning_nobp.functional.hamiltonian.phase_space import CANONICAL, PhaseSpace, State
+
+
+def check_run(dt: float, n_steps: int, damping: float, fractional_bits: int | None, every: int | None = None) -> None:
+    """Refuse times that are none.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    if not 0 < dt < float("inf"):
+        raise ValueError(f"dt={dt!r} must be positive, and finite")
+    if n_steps < 1 or n_steps != int(n_steps):
+        raise ValueError(f"n_steps={n_steps!r} must be a whole number, at least 1")
+    if every is not None and (every < 1 or n_steps % every):
+        raise ValueError(f"every={every!r} must divide n_steps={n_steps}")
+    if not -float("inf") < damping < float("inf"):
+        raise ValueError(f"damping={damping!r} must be finite")
+    if fractional_bits is not None and not 1 <= fractional_bits <= 50:
+        raise ValueError(f"fractional_bits={fractional_bits!r} must be from 1 to 50, or None")
+
+
+def check_state(state: State, drives: Sequence[Tensor], space: PhaseSpace) -> None:
+    """Refuse what is no state, and arithmetic that rounds too much for an echo.
+
+    Raises:
+        TypeError: Numbers of the wrong kind.
+        ValueError: Shapes that do not fit, or reduced precision.
+    """
+    first = state[0]
+    for part in state:
+        if space is CANONICAL and not part.is_floating_point():
+            raise TypeError(f"positions and momenta of type {part.dtype}: give real floating point numbers")
+        if space is not CANONICAL and not part.is_complex():
+            raise TypeError(f"a field of type {part.dtype}: give complex numbers, psi.to(torch.complex64)")
+        if part.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f"a state of type {part.dtype}: an echo needs float32 or float64")
+        if not part.dim() or len(part) != len(first) or part.dtype != first.dtype:
+            raise ValueError(
+                f"states of shape {tuple(part.shape)}, {part.dtype}, and {tuple(first.shape)}, {first.dtype}: give "
+                "(batch, ...) of the same batch and type"
+            )
+    if space is CANONICAL and state[0].shape != state[1].shape:
+        raise ValueError(f"momenta {tuple(state[1].shape)} must have the shape of positions, {tuple(first.shape)}")
+    for drive in drives:
+        if not drive.dim() or len(drive) != len(first):
+            raise ValueError(f"a drive of shape {tuple(drive.shape)}: give (batch, ...) with batch={len(first)}")
+    _check_arithmetic(first)
+
+
+def _check_arithmetic(like: Tensor) -> None:
+    if torch.is_autocast_enabled(like.device.type):
+        raise ValueError(
+            "autocast rounds the way there and the echo to 8 or 11 bits, and the echo drowns: simulate under "
+            "torch.autocast(..., enabled=False)"
+        )
+    if like.is_cuda and like.dtype in (torch.float32, torch.complex64) and torch.backends.cuda.matmul.allow_tf32:
+        raise ValueError("TF32 is switched on, and echoes drown in its rounding: set allow_tf32 to False")
+
+
+def check_finite(end: State, flows: Sequence[Step], start: State, dt: float, n_steps: int) -> None:
+    """Refuse a simulation that has left the finite numbers.
+
+    Raises:
+        FloatingPointError: Names the step.
+    """
+    if all(bool(part.isfinite().all()) for part in end):
+        return
+    if not all(bool(part.isfinite().all()) for part in start):
+        raise FloatingPointError("the state at the start is not finite: check the inputs")
+
+    def look(done: int, state: State) -> State:
+        if not all(bool(part.isfinite().all()) for part in state):
+            raise FloatingPointError(
+                f"the simulation is not finite after step {done} of {n_steps}: take a smaller dt than {dt}, a weaker "
+                "coupling, or a potential of bounded curvature"
+            )
+        return state
+
+    with torch.no_grad():
+        run(flows, start, dt=dt, order=range(n_steps), every=1, visit=look)
+    raise FloatingPointError("the simulation is not finite at its end")

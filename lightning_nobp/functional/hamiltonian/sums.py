@@ -1,0 +1,44 @@
+"""Derivatives of a potential by its parameters, summed over an echo."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class AutogradSums:
+    """By autograd through one call of ``potential`` a kick: for potentials without formulas of their own.
+
+    Args:
+        system: A module with ``potential(q, u)``, which gives energies ``(batch,)``.
+        weight: ``(rows / 2,)``.
+    """
+
+    def __init__(self, system: nn.Module, weight: Tensor) -> None:
+        self.system = system
+        self.signed = torch.cat([weight, -weight])
+        self.totals: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in system.parameters() if p.requires_grad}
+
+    def kick(self, q: Tensor, u: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
+        """See :class:`~lightning_nobp.functional.hamiltonian.Sums`."""
+        with torch.enable_grad():
+            q = q.detach().requires_grad_()
+            u = None if u is None else u.detach().requires_grad_()
+            energy = cast(Tensor, self.system.potential(q, u))  # type: ignore[operator]
+            summed = energy.sum()
+        inputs = [q] if u is None else [q, u]
+        # Two passes: a force that carried the weights would be rounded in another way than on the way there.
+        found = torch.autograd.grad(
+            summed, inputs, retain_graph=bool(self.totals), allow_unused=True, materialize_grads=True
+        )
+        if self.totals:
+            signed = (factor * self.signed).to(energy.dtype)
+            changes = torch.autograd.grad(energy, list(self.totals), signed, allow_unused=True)
+            for parameter, change in zip(self.totals, changes, strict=True):
+                if change is not None:
+                    self.totals[parameter] += change
+        return found[0], None if u is None else found[1]
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """By parameter."""
+        return self.totals

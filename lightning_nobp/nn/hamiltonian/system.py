@@ -1,0 +1,68 @@
+"""Physical systems that learn by their echo: the base of those with positions and momenta."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nobp.functional.hamiltonian import (
+    CANONICAL,
+    AutogradSums,
+    Drift,
+    Drives,
+    Flow,
+    Kick,
+    PhaseSpace,
+    Sums,
+)
+
+
+class HamiltonianSystem(nn.Module):
+    """A system ``H(q, p) = T(p) + V(q; u)``: a subclass writes :meth:`potential`, all the rest has a default.
+
+    Its ``nn.Parameter`` s are learned; they may appear in the potential alone. By default ``T = |p|^2 / 2``, unit
+    masses. Formulas for :meth:`potential_gradient` and :meth:`sums` make it faster, and change nothing else.
+    """
+
+    space: PhaseSpace = CANONICAL
+
+    def potential(self, q: Tensor, u: Tensor | None) -> Tensor:
+        """Potential energies ``(batch,)``, built of torch's operations.
+
+        Args:
+            q: Positions ``(batch, ...)``.
+            u: What acts on the system at this time ``(batch, ...)``; None if nothing does.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement potential(q, u)  (abstract)")
+
+    def potential_gradient(self, q: Tensor, u: Tensor | None) -> Tensor:
+        """``dV/dq``, minus the force, of the shape of ``q``; by autograd through :meth:`potential`."""
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            q = q if differentiable and q.requires_grad else q.detach().requires_grad_()
+            energy = self.potential(q, u).sum()
+            return torch.autograd.grad(energy, q, create_graph=differentiable, materialize_grads=True)[0]
+
+    def kinetic(self, p: Tensor) -> Tensor:
+        """Kinetic energies ``(batch,)`` of momenta ``(batch, ...)``, the same for ``p`` and ``-p``."""
+        return p.square().flatten(1).sum(dim=1) / 2
+
+    def velocity(self, p: Tensor) -> Tensor:
+        """``dT/dp``, of the shape of ``p``; to be overridden together with :meth:`kinetic`."""
+        return p
+
+    def energy(self, q: Tensor, p: Tensor, u: Tensor | None = None) -> Tensor:
+        """``H``, ``(batch,)``."""
+        return self.kinetic(p) + self.potential(q, u)
+
+    def sums(self, weight: Tensor) -> Sums:
+        """Derivatives of :meth:`potential` by the parameters, summed over an echo; by autograd.
+
+        Args:
+            weight: ``(rows / 2,)``, see :class:`~lightning_nobp.functional.hamiltonian.Sums`.
+        """
+        return AutogradSums(self, weight)
+
+    def flows(self, drives: Drives, grid: float = 0.0) -> Sequence[Flow]:
+        """Drift and kick."""
+        return Drift(self, grid), Kick(self, drives, grid)
