@@ -107,4 +107,5 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def sizes(state: State) -> Tensor:
     """Euclidean norm ``(batch,)`` of every sample's state."""
     norms = [torch.linalg.vector_norm(s.flatten(1), dim=1) for s in state]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    of_all: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return of_all
