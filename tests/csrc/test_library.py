@@ -3,9 +3,7 @@
 Run as a program, this file computes for a processor of fewer abilities, and between pages that nobody may touch.
 """
 
-import ctypes
 import itertools
-import mmap
 import os
 import shutil
 import subprocess
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fence import Fence, run_with_capability
 
 from lightning_nobp import csrc
 from lightning_nobp.functional import sparse, sparse_native
@@ -68,31 +67,6 @@ def all_results(dtype):
 # As a program
 
 
-class Fence:
-    """Makes tensors that end, or begin, at a page that nobody may touch."""
-
-    def __init__(self, at_end):
-        self.at_end = at_end
-        self.made = set()
-
-    def empty(self, shape, dtype):
-        numel, page = torch.Size(shape).numel(), mmap.PAGESIZE
-        if not numel:
-            return torch.empty(shape, dtype=dtype)
-        inside = -(-numel * dtype.itemsize // page) * page
-        memory = mmap.mmap(-1, inside + 2 * page)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        for guard in (address, address + page + inside):
-            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), page, 0) == 0
-        offset = page + (inside - numel * dtype.itemsize if self.at_end else 0)
-        tensor = torch.frombuffer(memory, dtype=dtype, count=numel, offset=offset).view(shape)
-        self.made.add(tensor.data_ptr())
-        return tensor.fill_(float("nan") if dtype.is_floating_point else -1)
-
-    def copy(self, tensor):
-        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
-
-
 def compute_inside(fence, problems, expected):
     """All problems with inputs, indices and outputs inside a fence."""
     torch.empty_like = lambda like: fence.empty(like.shape, like.dtype)
@@ -136,15 +110,9 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module", params=["default", "avx2"])
 def run(request, tmp_path_factory):
     """A process on a processor of fewer abilities: its capability, what it reports and how it ended."""
-    if request.param == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("this processor has no AVX2")
     path = tmp_path_factory.mktemp("run") / "report.pt"
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": request.param}
-    process = subprocess.run(
-        [sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert path.exists(), process.stderr
-    return request.param, torch.load(path, weights_only=False), process
+    report, process = run_with_capability(request.param, __file__, path)
+    return request.param, report, process
 
 
 @linux
