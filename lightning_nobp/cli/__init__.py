@@ -1,6 +1,6 @@
 """The ``nobp`` command.
 
-Only what trains imports torch; ``list``, ``show``, ``copy``, ``--help`` and ``--version`` answer at once.
+Only what trains imports torch; ``list``, ``show``, ``copy``, ``new``, ``--help`` and ``--version`` answer at once.
 """
 
 import sys
@@ -23,6 +23,7 @@ usage: nobp COMMAND ...
 
   compare RECIPE...          train several, one table and picture     (nobp compare --help)
   export CHECKPOINT FILE     the trained network for plain torch (.pt2) or ONNX (.onnx)
+  new FOLDER                 a project of your own: a rule, an experiment, a test
 
 RECIPE is a shipped name (digits/backprop) or a YAML file; several --config merge, later ones win; options override.
 """
@@ -33,6 +34,7 @@ _MODULES = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "lightning"),
     "compare": "compare",
     "export": "export",
+    "new": "new_project",
 }
 
 

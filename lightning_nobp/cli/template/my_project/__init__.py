@@ -1,0 +1,1 @@
+"""A learning rule of my own."""
