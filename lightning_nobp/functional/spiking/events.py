@@ -167,6 +167,11 @@ def _order(times: Tensor) -> Tensor:
 # At the door
 
 
+def rounded(t: float, dtype: torch.dtype) -> float:
+    """A time as tensors of a type hold it: the one that they are compared with."""
+    return float(torch.tensor(t, dtype=dtype))
+
+
 def check_shapes(times: Tensor, index: Tensor, counts: Tensor) -> None:
     """Whether three tensors can be a :class:`SpikeTrain`."""
     if not times.is_floating_point():
@@ -182,7 +187,10 @@ def check_shapes(times: Tensor, index: Tensor, counts: Tensor) -> None:
 
 
 def check_events(train: SpikeTrain, neurons: int, t_max: float) -> None:
-    """Whether the events of a train are sorted and of so many inputs, none before 0 or after ``t_max``."""
+    """Whether the events of a train are sorted and of so many inputs, none before 0 or after ``t_max``.
+
+    ``t_max`` is a number of the type of the times: see :func:`rounded`.
+    """
     events = train.times.shape[1]
     if train.counts.numel():
         least, most = (int(n) for n in train.counts.aminmax())
@@ -208,7 +216,7 @@ def _refuse(times: Tensor, is_spike: Tensor, t_max: float) -> None:
     if float(events.amax()) > t_max:
         raise ValueError(f"t_max={t_max:g} is before the last event at {float(events.amax()):g}: give a longer window")
     descends = (times[:, 1:] < times[:, :-1]) & is_spike[:, 1:]
-    sample = int(descends.any(1).nonzero()[0])
+    sample = int(descends.any(1).int().argmax())
     raise ValueError(f"times of sample {sample} are not sorted: sort them, and index along with them")
 
 
