@@ -79,6 +79,7 @@ class SpikeTimingBackprop(ClassificationRule):
         t_ref: float | None = None,
         silent_penalty: float = 1.0,
         spike_penalty: float = 0.0,
+        hidden_silent_penalty: float = 0.0,
         initialise: Literal["data", "none"] = "data",
         gain: float = 3.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
@@ -89,6 +90,7 @@ class SpikeTimingBackprop(ClassificationRule):
         self.target_times = None if target_times is None else tuple(target_times)
         self.gamma, self.t_ref = gamma, t_ref
         self.silent_penalty, self.spike_penalty = silent_penalty, spike_penalty
+        self.hidden_silent_penalty = hidden_silent_penalty
         self._check_arguments()
         super().__init__(optimizer=optimizer, **kwargs)
         self._is_initialised, self._has_begun, self._has_warned = False, False, False
@@ -98,7 +100,7 @@ class SpikeTimingBackprop(ClassificationRule):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-        for name in ("gamma", "silent_penalty", "spike_penalty"):
+        for name in ("gamma", "silent_penalty", "spike_penalty", "hidden_silent_penalty"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0, and finite")
         for name in ("t_ref", "gain"):
@@ -146,7 +148,7 @@ class SpikeTimingBackprop(ClassificationRule):
     def _penalty(self, layer: SpikingLayer) -> OutputPenalty | HiddenPenalty:
         """What is asked of a layer's spikes."""
         if layer is not _output_layer(self.built_network()):
-            return HiddenPenalty(self.spike_penalty)
+            return HiddenPenalty(self.spike_penalty, self.hidden_silent_penalty)
         t_ref = 0.6 * layer.t_max if self.t_ref is None else self.t_ref
         return OutputPenalty(self.gamma, t_ref, self.silent_penalty)
 

@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.functional.spiking.highest import window_times
 from lightning_nobp.functional.spiking.potential import drive, free_potential
-from lightning_nobp.nn.spiking.convolution import SpikingConv2d
 from lightning_nobp.nn.spiking.encoding import SpikeEncoder
 from lightning_nobp.nn.spiking.layer import SpikingLayer
 from lightning_nobp.nn.spiking.passes import leaves
 from lightning_nobp.nn.spiking.readout import MembraneReadout
 
-# Times at which a membrane is looked at, and rows of data that are.
-_TIMES = 32
+# Rows of data that are looked at.
 _ROWS = 2000
 
 
@@ -73,18 +72,15 @@ def check_fires(name: str, layer: SpikingLayer, spikes: Tensor) -> None:
         )
 
 
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the neurons see, ``(rows, inputs, spikes)``, of a convolution some of the windows."""
-    if isinstance(layer, SpikingConv2d):
-        x = layer.patches(x).flatten(0, 2)
-        x = x[:: max(1, len(x) // _ROWS)]
-    return layer.arrivals(x) if isinstance(layer, SpikingLayer) else x
+def _rows(layer: SpikingLayer, x: Tensor) -> Tensor:
+    """What the neurons see, ``(rows, inputs, spikes)``; of many rows, those of a convolution's windows, some."""
+    rows = layer.seen(x)
+    return layer.arrivals(rows[:: max(1, len(rows) // _ROWS)])
 
 
 def _scale_hidden(layer: SpikingLayer, name: str, x: Tensor, gain: float) -> None:
     rows, taus = _rows(layer, x), layer.time_constants()
-    times = torch.linspace(0, layer.t_max, _TIMES + 1)[1:].tolist()
-    best = max(_spread_over_samples(free_potential(rows, layer.weight, t, *taus)) for t in times)
+    best = max(_spread_over_samples(free_potential(rows, layer.weight, t, *taus)) for t in window_times(layer.t_max))
     layer.weight.mul_(gain * layer.theta / _positive(best, name))
 
 

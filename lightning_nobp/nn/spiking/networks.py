@@ -29,7 +29,8 @@ class SpikingMLP(Preset):
         theta: Threshold.
         t_max: When the simulation ends.
         max_spikes: After so many spikes a neuron is silent; 1 for the methods of a single spike.
-        p_max: Bound of the influence of a spike that only grazes the threshold; None for the exact gradient.
+        p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample; None for the
+            exact gradient.
         delays: Whether every input neuron of a layer has a delay that is learned.
         learn_tau: Whether each layer learns its time constants, which must be finite.
         encoder: Layer that makes spikes of inputs; None for a :class:`LatencyEncoder` over half the window.
@@ -53,7 +54,7 @@ class SpikingMLP(Preset):
         theta: float = 1.0,
         t_max: float = 2.0,
         max_spikes: int = 16,
-        p_max: float | None = 10.0,
+        p_max: float | None = 1000.0,
         delays: bool = False,
         learn_tau: bool = False,
         encoder: SpikeEncoder | None = None,
@@ -92,7 +93,8 @@ class SpikingCNN(Preset):
         theta: Threshold.
         t_max: When the simulation ends.
         max_spikes: After so many spikes a neuron is silent.
-        p_max: Bound of the influence of a spike that only grazes the threshold; None for the exact gradient.
+        p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample; None for the
+            exact gradient.
         delays: Whether every input of a layer has a delay that is learned.
         learn_tau: Whether each layer learns its time constants, which must be finite.
         encoder: See :class:`SpikingMLP`.
@@ -116,7 +118,7 @@ class SpikingCNN(Preset):
         theta: float = 1.0,
         t_max: float = 2.0,
         max_spikes: int = 4,
-        p_max: float | None = 10.0,
+        p_max: float | None = 1000.0,
         delays: bool = False,
         learn_tau: bool = False,
         encoder: SpikeEncoder | None = None,
