@@ -11,7 +11,15 @@ from torch import nn
 
 from lightning_nobp.functional.spiking import events_from_spikes
 from lightning_nobp.functional.spiking.highest import highest_potential
-from lightning_nobp.nn import FirstSpike, LatencyEncoder, SpikingCNN, SpikingLinear, SpikingMLP, initialise_from_data
+from lightning_nobp.nn import (
+    FirstSpike,
+    LatencyEncoder,
+    SpikeCount,
+    SpikingCNN,
+    SpikingLinear,
+    SpikingMLP,
+    initialise_from_data,
+)
 from lightning_nobp.rules import SpikeTimingBackprop
 
 INF = math.inf
@@ -27,6 +35,8 @@ NETWORKS = {
     "membrane": partial(SpikingMLP, hidden_dims=(20,), readout="membrane"),
     "cnn": partial(SpikingCNN, channels=(3, 4), kernel_size=3),
 }
+
+PENALTIES = {"spike_penalty": 0.3, "hidden_silent_penalty": 0.6, "gamma": 0.7, "silent_penalty": 0.4}
 
 
 def batch(samples=12, seed=0):
@@ -69,8 +79,12 @@ def quiet(rule, data, outputs=1):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("options", [{}, {"spike_penalty": 0.3, "gamma": 0.7, "silent_penalty": 0.4, "hidden_silent_penalty": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{}, {"spike_penalty": 0.3, "gamma": 0.7, "silent_penalty": 0.4, "hidden_silent_penalty": 0.6}]
+)
 def test_the_written_gradient_is_autograds(network, options):
+    if network == "membrane":
+        options = {name: value for name, value in options.items() if name not in ("gamma", "silent_penalty")}
     rule, data = make_rule(network, **options), batch()
     rule.compute_gradients(data)
     if network not in ("membrane", "cnn"):
@@ -132,7 +146,6 @@ def test_no_autograd_graph_is_built(monkeypatch):
         monkeypatch.setattr(layer, "forward", lambda x, f=inner: grad_modes.append(torch.is_grad_enabled()) or f(x))
     monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("autograd runs"))
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_, **__: pytest.fail("autograd runs"))
-    original = torch.autograd.Function.apply
     monkeypatch.setattr(torch.autograd.Function, "apply", lambda *_, **__: pytest.fail("a graph is begun"))
     values, found = gradients(rule, data)
     assert not any(grad_modes)
@@ -140,7 +153,6 @@ def test_no_autograd_graph_is_built(monkeypatch):
     # The same traps close on a pass that does build one.
     with pytest.raises(pytest.fail.Exception, match="a graph is begun"):
         rule.global_loss(data)
-    assert original is not torch.autograd.Function.apply
 
 
 def test_frozen_layers_stay_without_gradient():
@@ -251,7 +263,7 @@ def test_what_is_logged_is_what_the_spikes_say():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "hinge"}, "loss='hinge' is not one of 'cross_entropy', 'mse'"),
+        ({"loss": "hinge"}, "loss='hinge' is not one of 'cross_entropy', 'mse', 'trace_mse'"),
         ({"initialise": "random"}, "initialise='random' is not one of 'data', 'none'"),
         ({"gamma": -1.0}, "gamma=-1.0 must be at least 0"),
         ({"silent_penalty": INF}, "silent_penalty=inf must be at least 0, and finite"),
@@ -259,8 +271,8 @@ def test_what_is_logged_is_what_the_spikes_say():
         ({"t_ref": 0.0}, "t_ref=0.0 must be positive"),
         ({"gain": 0.0}, "gain=0.0 must be positive"),
         ({"t_ref": 3.0}, r"t_ref=3\.0 is after the end of the window, t_max=2\.0"),
-        ({"target_times": (1.0,)}, r"target_times=\(1\.0,\): give two times"),
-        ({"target_times": (0.5, 3.0)}, r"target_times=\(0\.5, 3\.0\) is after the end of the window"),
+        ({"loss": "mse", "target_times": (1.0,)}, r"target_times=\(1\.0,\): give two times"),
+        ({"loss": "mse", "target_times": (0.5, 3.0)}, r"target_times=\(0\.5, 3\.0\) is after the end of the window"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
@@ -274,17 +286,12 @@ def test_wrong_options_are_refused(options, message):
         (nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "network ends in a Linear: give spiking layers"),
         (nn.Sequential(LatencyEncoder(), FirstSpike()), "network ends in a FirstSpike: give spiking layers"),
         (nn.Sequential(SpikingLinear(16, 3), nn.Bilinear(2, 2, 2), FirstSpike()), r"'network\.1', a Bilinear"),
-        (SpikingMLP((1, 4, 4), 3, readout="count"), "SpikeCount has no gradient"),
+        (nn.Sequential(*SpikingMLP((1, 4, 4), 3)[:-1], SpikeCount()), r"network\.4: SpikeCount has no gradient"),
     ],
 )
 def test_networks_that_cannot_learn_are_refused(network, message):
     with pytest.raises(TypeError, match=message):
         SpikeTimingBackprop(network=network, num_classes=3)
-
-
-def test_timed_targets_need_first_spikes():
-    with pytest.raises(TypeError, match="loss='mse' of first spike times goes with FirstSpike, not with SpikeTrace"):
-        make_rule("trace", loss="mse")
 
 
 def test_windows_that_differ_are_refused():

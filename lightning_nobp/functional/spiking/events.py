@@ -1,5 +1,6 @@
 """Spikes as lists of events: what travels from layer to layer, and the way back for gradients."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -170,6 +171,18 @@ def _order(times: Tensor) -> Tensor:
 def rounded(t: float, dtype: torch.dtype) -> float:
     """A time as tensors of a type hold it: the one that they are compared with."""
     return float(torch.tensor(t, dtype=dtype))
+
+
+def whole(number: int, name: str) -> int:
+    """A whole number, of whichever type; others are refused.
+
+    Raises:
+        TypeError: It is none.
+    """
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise TypeError(f"{name}={number} is no whole number") from error
 
 
 def check_shapes(times: Tensor, index: Tensor, counts: Tensor) -> None:

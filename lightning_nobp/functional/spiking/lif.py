@@ -24,7 +24,6 @@ References:
 """
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.spiking import kernels, native, reference
-from lightning_nobp.functional.spiking.events import SpikeTrain, check_events, check_grad, rounded
+from lightning_nobp.functional.spiking.events import SpikeTrain, check_events, check_grad, rounded, whole
 from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, number
 from lightning_nobp.functional.spiking.record import LayerGradients, Needs, SpikeRecord
 
@@ -360,25 +359,11 @@ def _check_numbers(tau_v: TimeConstant, tau_i: TimeConstant, layer: _Layer) -> N
         raise ValueError(f"backend={layer.backend!r} is not one of 'auto', 'native', 'torch'")
 
 
-def _layer(
-    times: Tensor, max_spikes: int, theta: float, t_max: float, p_max: float | None, backend: Backend
-) -> _Layer:
+def _layer(times: Tensor, max_spikes: int, theta: float, t_max: float, p_max: float | None, backend: Backend) -> _Layer:
     if p_max is not None and not p_max > 0:
         raise ValueError(f"p_max={p_max:g} must be positive; None is no bound")
     most = whole(max_spikes, "max_spikes")
     return _Layer(most, float(theta), rounded(t_max, times.dtype), math.inf if p_max is None else float(p_max), backend)
-
-
-def whole(number: int, name: str) -> int:
-    """A whole number, of whichever type; others are refused.
-
-    Raises:
-        TypeError: It is none.
-    """
-    try:
-        return operator.index(number)
-    except TypeError as error:
-        raise TypeError(f"{name}={number} is no whole number") from error
 
 
 def _is_native(train: SpikeTrain, weight: Tensor, backend: Backend, *others: Tensor) -> bool:

@@ -67,9 +67,7 @@ def forward(train: SpikeTrain, weight: Tensor, max_spikes: int, rates: Rates, t_
     return out
 
 
-def _fire(
-    out: SpikeRecord, e: int, start: State, begin: Tensor, length: Tensor, rates: Rates, t_max: float
-) -> State:
+def _fire(out: SpikeRecord, e: int, start: State, begin: Tensor, length: Tensor, rates: Rates, t_max: float) -> State:
     """Write the spikes of the interval after event e into ``out``; return the state at its end."""
     end = start.after(length, rates)
     may = _may_cross(start, end, length, rates) & (out.counts < out.times.shape[2])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional.spiking import SpikeTrain, events_from_spikes, events_vjp, lif_record, lif_spike_times
 from lightning_nobp.functional.spiking import lif_spike_times_vjp as lif_vjp
+from lightning_nobp.functional.spiking.events import whole
 from lightning_nobp.functional.spiking.kernel import TimeConstant
-from lightning_nobp.functional.spiking.lif import whole
 from lightning_nobp.functional.spiking.record import LayerGradients
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 
@@ -114,7 +114,7 @@ class SpikingLayer(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Whether the weights have been scaled by data."""
-        return torch.tensor(self.is_scaled)
+        return torch.tensor(self.is_scaled, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Weights that have been scaled are not scaled again."""
@@ -166,8 +166,8 @@ class SpikingLayer(nn.Module):
         """
         self._put_back_delays()
         train = events_from_spikes(self.arrivals(self.seen(spikes)))
-        arguments = (*self._arguments(train)[:4], self.max_spikes, *self._arguments(train)[4:])
-        times, _ = lif_spike_times(*arguments, p_max=self._bound(len(spikes)))
+        layer = self._arguments(train)
+        times, _ = lif_spike_times(*layer[:4], self.max_spikes, *layer[4:], p_max=self._bound(len(spikes)))
         return self.from_rows(times, spikes.shape)
 
     def vjp(self, spikes: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
@@ -191,7 +191,9 @@ class SpikingLayer(nn.Module):
 
         return self.from_rows(record.times, shape), pull
 
-    def _arguments(self, train: SpikeTrain) -> tuple[Any, ...]:
+    def _arguments(
+        self, train: SpikeTrain
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, TimeConstant, TimeConstant, float, float]:
         constants = *self.time_constants(), self.theta, self.t_max
         return train.times, train.index, train.counts, self.weight, *constants
 

@@ -12,9 +12,9 @@ from lightning_nobp.nn.spiking.convolution import SpikingConv2d
 from lightning_nobp.nn.spiking.encoding import LatencyEncoder, SpikeEncoder
 from lightning_nobp.nn.spiking.linear import SpikingLinear
 from lightning_nobp.nn.spiking.pooling import EarliestSpikePool2d
-from lightning_nobp.nn.spiking.readout import FirstSpike, MembraneReadout, SpikeCount, SpikeTrace
+from lightning_nobp.nn.spiking.readout import FirstSpike, MembraneReadout, SpikeTrace
 
-ReadoutName = Literal["first_spike", "trace", "count", "membrane"]
+ReadoutName = Literal["first_spike", "trace", "membrane"]
 
 
 class SpikingMLP(Preset):
@@ -35,8 +35,8 @@ class SpikingMLP(Preset):
         learn_tau: Whether each layer learns its time constants, which must be finite.
         encoder: Layer that makes spikes of inputs; None for a :class:`LatencyEncoder` over half the window.
         readout: ``'first_spike'``, :class:`FirstSpike`; ``'trace'``, :class:`SpikeTrace`; ``'membrane'``, a
-            :class:`MembraneReadout` in the place of output neurons; ``'count'``, :class:`SpikeCount`, which cannot
-            train.
+            :class:`MembraneReadout` in the place of output neurons. :class:`SpikeCount`, which cannot train, is put in
+            their place for evaluation: ``nn.Sequential(*network[:-1], SpikeCount())``.
         sigma: Of the first two read-outs.
         tau_out: Of the trace.
 
@@ -173,5 +173,5 @@ def _outputs(
     tau_v, tau_i, _, t_max, *_ = neuron
     if readout == "membrane":
         return [MembraneReadout(width, num_classes, tau_v, tau_i, t_max)]
-    readouts = {"first_spike": FirstSpike(sigma, t_max), "trace": SpikeTrace(tau_out, sigma), "count": SpikeCount()}
+    readouts = {"first_spike": FirstSpike(sigma, t_max), "trace": SpikeTrace(tau_out, sigma)}
     return [SpikingLinear(width, num_classes, *neuron), readouts[readout]]

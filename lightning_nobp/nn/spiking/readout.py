@@ -95,7 +95,7 @@ class SpikeCount(nn.Module):
 
 _NO_GRADIENT = (
     "SpikeCount has no gradient: train with FirstSpike or SpikeTrace (readout='first_spike' or 'trace'), and count "
-    "where you evaluate"
+    "where you evaluate: nn.Sequential(*network[:-1], SpikeCount())"
 )
 
 
@@ -113,6 +113,10 @@ def _spike_count(layer: SpikeCount, spikes: Tensor, needs_input_grad: bool) -> t
 
 class MembraneReadout(nn.Module):
     """Leaky integrators without threshold: scores are their potentials at the end.
+
+    Attributes:
+        weight: ``(in_features, num_classes)``.
+        is_scaled: Whether :func:`initialise_from_data` has scaled the weights; it is part of the state.
 
     Args:
         in_features: Input neurons.
@@ -145,12 +149,22 @@ class MembraneReadout(nn.Module):
                 raise ValueError(f"{name}={tau} must be positive; float('inf') is no decay")
         self.in_features, self.num_classes = in_features, num_classes
         self.tau_v, self.tau_i, self.t_max = tau_v, tau_i, t_max
+        self.is_scaled = False
         self.weight = nn.Parameter(torch.empty(in_features, num_classes, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
         nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        self.is_scaled = False
+
+    def get_extra_state(self) -> Tensor:
+        """Whether the weights have been scaled by data."""
+        return torch.tensor(self.is_scaled, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Weights that have been scaled are not scaled again."""
+        self.is_scaled = bool(state)
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, num_classes)`` of spike times ``(batch, in_features, spikes)``, padded with infinity."""
@@ -158,7 +172,7 @@ class MembraneReadout(nn.Module):
 
     def operations(self, spikes: Tensor) -> Tensor:
         """Synaptic operations of each sample, ``(batch,)``."""
-        return (spikes < self.t_max).flatten(1).sum(1) * self.num_classes
+        return (spikes <= self.t_max).flatten(1).sum(1) * self.num_classes
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing."""

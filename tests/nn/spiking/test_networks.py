@@ -11,6 +11,7 @@ from lightning_nobp.functional.spiking.potential import free_potential
 from lightning_nobp.nn import (
     LatencyEncoder,
     RegularEncoder,
+    SpikeCount,
     SpikingCNN,
     SpikingLinear,
     SpikingMLP,
@@ -46,7 +47,8 @@ def test_presets_give_scores(kind, readout, encoder):
 
 
 def test_a_network_that_counts_can_only_evaluate():
-    network = make(SpikingMLP, readout="count")
+    trained = make(SpikingMLP)
+    network = nn.Sequential(*trained[:-1], SpikeCount())
     with torch.no_grad():
         assert network(images(3)).shape == (3, 5)
     with pytest.raises(TypeError, match=r"network\.5: SpikeCount has no gradient"):
