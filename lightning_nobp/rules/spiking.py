@@ -149,7 +149,7 @@ class SpikeTimingBackprop(ClassificationRule):
                 raise ValueError(f"{name}={getattr(self, name)} is after the end of the window, t_max={output.t_max}")
         if max(map(len, trains)) > output.max_spikes:
             raise ValueError(
-                f"target_times={self.target_times}: the output neurons have max_spikes={output.max_spikes}"
+                f"target_times={self.target_times} are more than the max_spikes={output.max_spikes} of output neurons"
             )
 
     def _check_without_outputs(self) -> None:
