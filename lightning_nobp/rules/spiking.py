@@ -107,8 +107,13 @@ class SpikeTimingBackprop(ClassificationRule):
         self._check_arguments()
         super().__init__(optimizer=optimizer, **kwargs)
         self._has_begun, self._has_warned = False, False
+        self._silent: list[str] = []
 
     def _check_arguments(self) -> None:
+        if type(self).loss_function is not ClassificationRule.loss_function:
+            raise TypeError(
+                f"{type(self).__name__}.loss_function is not what it would learn: leave it, and see the argument 'loss'"
+            )
         for name, choices in (("loss", _LOSSES), ("initialise", ("data", "none"))):
             value = getattr(self, name)
             if value not in choices:
@@ -146,7 +151,10 @@ class SpikeTimingBackprop(ClassificationRule):
         trains = self._target_trains(output.t_max)
         for name, times in (("t_ref", (self.t_ref or 0.0,)), ("target_times", [t for train in trains for t in train])):
             if any(t > output.t_max for t in times):
-                raise ValueError(f"{name}={getattr(self, name)} is after the end of the window, t_max={output.t_max}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is after the end of the window, t_max={output.t_max}: give an "
+                    "earlier one, or null for the default"
+                )
         if max(map(len, trains)) > output.max_spikes:
             raise ValueError(
                 f"target_times={self.target_times} are more than the max_spikes={output.max_spikes} of output neurons"
@@ -272,9 +280,14 @@ class SpikeTimingBackprop(ClassificationRule):
 
     def _check_spikes(self, found: list[Pass]) -> None:
         if not self._has_begun:
+            _warn_if_late(found[0])
             for p in found:
                 check_fires(p.name, cast(SpikingLayer, p.layer), p.outputs)
         self._has_begun = True
+        for p in found:
+            if p.name not in self._silent and p.outputs.numel() and not bool((p.outputs[..., 0] < torch.inf).any()):
+                rank_zero_warn(f"{p.name} has fallen silent: none of its neurons spikes in a batch")
+                self._silent.append(p.name)
         self._warn_if_saturated([p.outputs for p in found])
 
     def _warn_if_saturated(self, trains: list[Tensor]) -> None:
@@ -364,13 +377,18 @@ class SpikeTimingBackprop(ClassificationRule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add whether the training has begun, and whether it was warned of; what is scaled is part of the state."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_STATE_KEY] = {"has_begun": self._has_begun, "has_warned": self._has_warned}
+        checkpoint[_STATE_KEY] = {
+            "has_begun": self._has_begun,
+            "has_warned": self._has_warned,
+            "silent": list(self._silent),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A training that has begun may have a batch without spikes, and is not warned of twice."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(_STATE_KEY, {})
         self._has_begun, self._has_warned = (state.get(name, False) for name in ("has_begun", "has_warned"))
+        self._silent = list(state.get("silent", []))
 
 
 def _refuse_options_of_neurons(given: Mapping[str, Any]) -> None:
@@ -381,6 +399,16 @@ def _refuse_options_of_neurons(given: Mapping[str, Any]) -> None:
                 f"network=functools.partial(lightning_nobp.nn.SpikingMLP, {name}={given[name]!r}), or "
                 f"--model.network.{name} on the command line"
             )
+
+
+def _warn_if_late(first: Pass) -> None:
+    end = cast(SpikingLayer, first.layer).t_max
+    late, total = (int(((first.inputs < torch.inf) & (first.inputs > t)).sum()) for t in (end, -1.0))
+    if late:
+        rank_zero_warn(
+            f"{late} of {total} input spikes of the first batch come after t_max={end} and are dropped: rescale the "
+            "times, or give a longer t_max"
+        )
 
 
 def _as_train(times: float | Sequence[float]) -> Train:

@@ -178,7 +178,7 @@ def test_a_network_that_is_silent_from_the_start_is_refused_by_name():
     rule = make_rule(initialise="none")
     with torch.no_grad():
         rule.network[3].weight.zero_()
-    message = r"network\.3, a SpikingLinear, is silent: a fraction of 1\.0 .*initialise_from_data"
+    message = r"network\.3, a SpikingLinear, is silent: none of its neurons .*initialise_from_data"
     with pytest.raises(ValueError, match=message):
         rule.compute_gradients(batch())
 

@@ -397,6 +397,36 @@ def test_a_warning_that_was_given_is_not_repeated_after_a_resumption():
         other.compute_gradients(data)
 
 
+def test_a_layer_that_falls_silent_is_named_once():
+    rule, data = make_rule(), batch()
+    rule.compute_gradients(data)
+    with torch.no_grad():
+        rule.network[2].weight.mul_(1e-3)
+    with pytest.warns(UserWarning, match=r"network\.2 has fallen silent: none of its neurons spikes"):
+        rule.compute_gradients(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rule.compute_gradients(data)
+
+
+def test_inputs_after_the_window_are_told_of():
+    network = nn.Sequential(SpikingLinear(4, 3), FirstSpike())
+    rule = SpikeTimingBackprop(network=network, num_classes=3)
+    spikes = torch.rand(6, 4, 2)
+    spikes[0, 0, 1], spikes[1, :, 1] = 3.0, INF
+    with pytest.warns(UserWarning, match=r"1 of 44 input spikes of the first batch come after t_max=2\.0"):
+        rule.compute_gradients((spikes, torch.arange(6) % 3))
+
+
+def test_a_loss_function_that_would_not_be_learnt_is_refused():
+    class Mine(SpikeTimingBackprop):
+        def loss_function(self, scores, target):
+            return scores.sum()
+
+    with pytest.raises(TypeError, match=r"Mine\.loss_function is not what it would learn"):
+        Mine(network="mlp")
+
+
 # Metrics
 
 

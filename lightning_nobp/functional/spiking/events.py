@@ -46,6 +46,21 @@ class SpikeTrain:
         return SpikeTrain(self.times.to(device), self.index.to(device), self.counts.to(device), source)
 
 
+def check_spike_times(spikes: Tensor) -> None:
+    """Whether a tensor holds the spikes of a layer: ``(batch, neurons, spikes)``, some place for them, no nan.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if spikes.dim() != 3 or not spikes.shape[2]:
+        raise ValueError(
+            f"spikes of shape {tuple(spikes.shape)}: give (batch, neurons, spikes), padded with infinity, at least one "
+            "place a neuron"
+        )
+    if not spikes.is_meta and bool(spikes.detach().isnan().any()):
+        raise ValueError("spike_times hold nan: a spike that is not there is infinity")
+
+
 def events_from_spikes(spike_times: Tensor) -> SpikeTrain:
     """The spikes of a layer as one sorted list a sample, as long as the longest needs.
 
@@ -222,10 +237,10 @@ def check_events(train: SpikeTrain, neurons: int, t_max: float) -> None:
 def _refuse(times: Tensor, is_spike: Tensor, t_max: float) -> None:
     """The reason why times are no events."""
     events = times[is_spike]
-    if not bool(events.isfinite().all()):
-        raise ValueError("times hold nan or infinity among the events: num_events counts those that there are")
     if bool((events < 0).any()):
         raise ValueError(f"times begin at {float(events.amin()):g}: the simulation begins at 0, so shift them")
+    if not bool(events.isfinite().all()):
+        raise ValueError("times hold nan or infinity among the events: num_events counts those that there are")
     if float(events.amax()) > t_max:
         raise ValueError(f"t_max={t_max:g} is before the last event at {float(events.amax()):g}: give a longer window")
     descends = (times[:, 1:] < times[:, :-1]) & is_spike[:, 1:]

@@ -56,7 +56,7 @@ def lif_spike_times(
     theta: float = 1.0,
     t_max: float = 2.0,
     *,
-    p_max: float | None = 10.0,
+    p_max: float | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""Spike times of a layer of neurons, differentiable in the input times, the weights and the time constants.
@@ -132,7 +132,7 @@ def lif_spike_times_vjp(
     theta: float = 1.0,
     t_max: float = 2.0,
     *,
-    p_max: float | None = 10.0,
+    p_max: float | None = None,
     needs_times_grad: bool = True,
     needs_weight_grad: bool = True,
     needs_tau_grad: bool = False,
@@ -349,7 +349,8 @@ def _check_numbers(tau_v: TimeConstant, tau_i: TimeConstant, layer: _Layer) -> N
         if isinstance(tau, Tensor) and tau.dim():
             raise ValueError(f"{name} of shape {tuple(tau.shape)}: all neurons of a layer share one, so give a number")
         if not number(tau) > 0:
-            raise ValueError(f"{name}={number(tau):g} must be positive; float('inf') is no decay")
+            learned = ", and the learning rate of a learned one lower" if isinstance(tau, Tensor) else ""
+            raise ValueError(f"{name}={number(tau):g} must be positive; float('inf') is no decay{learned}")
     for name, value in (("theta", layer.theta), ("t_max", layer.t_max)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value:g} must be positive and finite")

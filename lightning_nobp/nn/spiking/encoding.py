@@ -97,8 +97,10 @@ class SpikeEncoder(nn.Module):
         return low, high if high > low else low + 1
 
     def _scaled(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point() or x.dim() < 2 or not bool(x.isfinite().all()):
-            raise ValueError(f"inputs of type {x.dtype} and shape {tuple(x.shape)}: give finite numbers (batch, ...)")
+        if not x.is_floating_point() or x.dim() < 2:
+            raise ValueError(f"inputs of type {x.dtype} and shape {tuple(x.shape)}: give floating point (batch, ...)")
+        if not x.is_meta and not bool(x.isfinite().all()):
+            raise ValueError("inputs hold nan or infinity: give finite numbers")
         low, high = self._bounds(x)
         return ((x - low) / (high - low)).clamp(0, 1)
 

@@ -97,9 +97,9 @@ def check_fires(name: str, layer: SpikingLayer, spikes: Tensor) -> None:
     """
     if spikes.numel() and not bool((spikes[..., 0] < torch.inf).any()):
         raise ValueError(
-            f"{name}, a {type(layer).__name__}, is silent: a fraction of 1.0 of its neurons has no spike in this "
-            "batch, so nothing can be learned. Scale its weights by lightning_nobp.nn.initialise_from_data(network, x) "
-            "(initialise='data' of the rule, with a larger gain), lower theta, or give a longer t_max"
+            f"{name}, a {type(layer).__name__}, is silent: none of its neurons spikes in this batch, so nothing can be "
+            "learned. Scale its weights (initialise_from_data, initialise='data' of the rule, a larger gain), lower "
+            "theta, or give a longer t_max"
         )
 
 

@@ -85,6 +85,9 @@ class SpikingLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, options: NeuronOptions, device: Any, dtype: Any) -> None:
         super().__init__()
+        for name, size in (("inputs", inputs), ("outputs", outputs)):
+            if whole(size, f"the number of {name}") < 1:
+                raise ValueError(f"a layer with {size} {name}: give at least one")
         kind = {"device": device, "dtype": dtype}
         self.tau_v, self.tau_i, self.theta, self.t_max = options.tau_v, options.tau_i, options.theta, options.t_max
         self.max_spikes, self.p_max = options.max_spikes, options.p_max
@@ -144,6 +147,11 @@ class SpikingLayer(nn.Module):
             raise ValueError(
                 f"spikes of shape {tuple(spikes.shape)} do not fit {len(self.weight)} inputs: give "
                 f"(batch, {len(self.weight)}, spikes), padded with infinity"
+            )
+        if spikes.dtype is not self.weight.dtype:
+            raise TypeError(
+                f"spikes of {spikes.dtype} and weights of {self.weight.dtype}: convert inputs or network to one type, "
+                "x.float(), or Trainer(precision='64-true') for float64"
             )
         if self.delay is not None:
             # Not by clamp, which has no gradient at 0, where delays begin.

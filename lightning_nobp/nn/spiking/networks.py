@@ -32,7 +32,8 @@ class SpikingMLP(Preset):
         p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample; None for the
             exact gradient.
         delays: Whether every input neuron of a layer has a delay that is learned.
-        learn_tau: Whether each layer learns its time constants, which must be finite.
+        learn_tau: Whether each spiking layer learns its time constants, which must be finite; a membrane read-out keeps
+            those that are given.
         encoder: Layer that makes spikes of inputs; None for a :class:`LatencyEncoder` over half the window.
         readout: ``'first_spike'``, :class:`FirstSpike`; ``'trace'``, :class:`SpikeTrace`; ``'membrane'``, a
             :class:`MembraneReadout` in the place of output neurons. :class:`SpikeCount`, which cannot train, is put in
@@ -96,7 +97,8 @@ class SpikingCNN(Preset):
         p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample; None for the
             exact gradient.
         delays: Whether every input of a layer has a delay that is learned.
-        learn_tau: Whether each layer learns its time constants, which must be finite.
+        learn_tau: Whether each spiking layer learns its time constants, which must be finite; a membrane read-out keeps
+            those that are given.
         encoder: See :class:`SpikingMLP`.
         readout: See :class:`SpikingMLP`.
         sigma: See :class:`SpikingMLP`.
@@ -158,7 +160,11 @@ class SpikingCNN(Preset):
 
 
 def _checked(encoder: SpikeEncoder | None, t_max: float) -> SpikeEncoder:
+    if not 0 < t_max < math.inf:
+        raise ValueError(f"t_max={t_max} must be positive and finite")
     encoder = LatencyEncoder(t_last=t_max / 2) if encoder is None else encoder
+    if not isinstance(encoder, SpikeEncoder):
+        raise TypeError(f"encoder={encoder}: give a SpikeEncoder, such as LatencyEncoder()")
     if not encoder.t_last < t_max:
         raise ValueError(f"t_max={t_max} must be after the last input, which the encoder sends at {encoder.t_last}")
     return encoder

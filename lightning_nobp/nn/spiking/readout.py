@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nobp.functional.spiking import first_spike_logits, spike_trace
+from lightning_nobp.functional.spiking.events import check_spike_times
 from lightning_nobp.functional.spiking.potential import free_potential, free_potential_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 
@@ -29,6 +30,7 @@ class FirstSpike(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, classes)`` of spike times ``(batch, classes, spikes)``, padded with infinity."""
+        check_spike_times(spikes)
         return first_spike_logits(spikes, self.sigma, self.t_max)
 
     def extra_repr(self) -> str:
@@ -64,6 +66,7 @@ class SpikeTrace(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, classes)`` of spike times ``(batch, classes, spikes)``, padded with infinity."""
+        check_spike_times(spikes)
         return spike_trace(spikes, self.tau_out) / self.sigma
 
     def extra_repr(self) -> str:
@@ -168,6 +171,7 @@ class MembraneReadout(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, num_classes)`` of spike times ``(batch, in_features, spikes)``, padded with infinity."""
+        check_spike_times(spikes)
         return free_potential(spikes, self.weight, self.t_max, self.tau_v, self.tau_i)
 
     def operations(self, spikes: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def test_a_silent_layer_is_named():
         initialise_from_data(network, torch.full((5, 4), 0.5))
     with pytest.raises(ValueError, match=r"network\.2 gets no spike before t_ref=0\.001: give a later one"):
         initialise_from_data(network, torch.rand(5, 4), t_ref=0.001)
-    with pytest.raises(ValueError, match=r"network\.1, a SpikingLinear, is silent: a fraction of 1\.0.*lower theta"):
+    with pytest.raises(ValueError, match=r"network\.1, a SpikingLinear, is silent: none of its neurons .*lower theta"):
         initialise_from_data(network, torch.rand(5, 4), gain=1e-3)
 
 

@@ -210,7 +210,7 @@ def test_operations_are_of_spikes_that_arrive_in_time():
     assert layer.operations(x).tolist() == [3 * 5]
     # A spike at the very end arrives, at whatever is behind it.
     assert MembraneReadout(6, 5).operations(x).tolist() == [5 * 5]
-    assert conv(2, 3, 3).operations(torch.zeros(2, 2, 5, 4, 2)).tolist() == [3 * 2 * 18 * 2 * 3] * 2
+    assert conv(2, 3, 3).operations(torch.zeros(2, 2, 5, 4, 2, dtype=F64)).tolist() == [3 * 2 * 18 * 2 * 3] * 2
 
 
 def test_times_that_are_no_numbers_are_refused_by_the_next_layer():
@@ -316,10 +316,18 @@ def test_layers_are_built_on_meta(name):
         (lambda: LatencyEncoder(0.0), "t_last=0.0 must be positive"),
         (lambda: LatencyEncoder(threshold=1.0), "threshold=1.0 must be below 1"),
         (lambda: LatencyEncoder(value_range=(1.0, 0.0)), "value_range="),
-        (lambda: LatencyEncoder()(torch.tensor([[math.nan]])), "give finite numbers"),
+        (lambda: LatencyEncoder()(torch.tensor([[math.nan]])), "inputs hold nan or infinity: give finite numbers"),
         (lambda: LatencyEncoder()(torch.zeros(2, 2, dtype=torch.uint8)), "inputs of type torch.uint8"),
         (lambda: ThresholdCrossingEncoder((0.5, 0.2)), r"thresholds=\[0.5, 0.2\] must ascend"),
         (lambda: RegularEncoder(0), "max_spikes=0 must be at least 1"),
+        (lambda: FirstSpike()(torch.zeros(2, 3)), r"spikes of shape \(2, 3\): give \(batch, neurons, spikes\)"),
+        (lambda: SpikeTrace()(torch.zeros(2, 3, 0)), "at least one place a neuron"),
+        (lambda: FirstSpike()(torch.full((2, 3, 1), math.nan)), "spike_times hold nan"),
+        (lambda: SpikeTrace()(torch.full((2, 3, 1), math.nan)), "spike_times hold nan"),
+        (lambda: MembraneReadout(3, 2)(torch.full((2, 3, 1), math.nan)), "spike_times hold nan"),
+        (lambda: SpikingLinear(2, 2)(torch.full((1, 2, 1), -INF)), "times begin at -inf"),
+        (lambda: SpikingLinear(0, 2), "a layer with 0 inputs: give at least one"),
+        (lambda: SpikingLinear(2, -1), "a layer with -1 outputs: give at least one"),
         (lambda: FirstSpike(0.0), "sigma=0.0 must be positive"),
         (lambda: SpikeTrace(INF), "tau_out=inf must be positive and finite"),
         (lambda: MembraneReadout(2, 2, tau_v=-1.0), "tau_v=-1.0 must be positive"),
@@ -335,6 +343,11 @@ def test_numbers_of_spikes_that_are_not_whole_are_refused(bad):
     for make in (lambda: SpikingLinear(2, 2, max_spikes=bad), lambda: RegularEncoder(bad)):
         with pytest.raises(TypeError, match=f"max_spikes={bad} is no whole number"):
             make()
+
+
+def test_spikes_of_another_type_are_refused():
+    with pytest.raises(TypeError, match=r"spikes of torch\.float64 and weights of torch\.float32: convert"):
+        SpikingLinear(2, 2)(torch.zeros(1, 2, 1, dtype=F64))
 
 
 def test_counts_cannot_train():
