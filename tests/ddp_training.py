@@ -192,8 +192,8 @@ def train_spiking(folder: Path, strategy: str) -> None:
     devices = 1 if strategy == "auto" else 2
     torch.manual_seed(0)
     rule = SpikeTimingBackprop(
-        # Bounded influences would be those of the means over each process's samples.
-        network=partial(SpikingMLP, hidden_dims=(20,), tau_v=1.0, tau_i=0.5, p_max=None, delays=True, learn_tau=True),
+        # A bound that is felt: it is that of a sample, in however many processes.
+        network=partial(SpikingMLP, hidden_dims=(20,), tau_v=1.0, tau_i=0.5, p_max=0.5, delays=True, learn_tau=True),
         num_classes=3,
         input_shape=(1, 2, 3),
         spike_penalty=0.1,

@@ -1,7 +1,7 @@
 """The spikes of one sample, from inputs to outputs."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,6 +36,7 @@ class SpikeRaster(Callback):
             raise ValueError(f"most_neurons={most_neurons} must be at least 1")
         self.every_n_epochs, self.sample, self.most_neurons = every_n_epochs, sample, most_neurons
         self._layers: list[Tensor] = []
+        self._names: list[str] = []
         self._label = 0
 
     def on_validation_batch_end(
@@ -50,22 +51,28 @@ class SpikeRaster(Callback):
             raise ValueError(f"sample={self.sample}: the first validation batch has {len(batch[0])} samples")
         trains = [outputs[name] for name in outputs if name.startswith("spikes/")]
         self._layers = [train[self.sample].detach().cpu().flatten(0, -2) for train in trains]
+        self._names = cast(Any, pl_module).spike_names()
         self._label = int(batch[1][self.sample])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them."""
         layers, self._layers = self._layers, []
         if layers and trainer.is_global_zero:
-            log_figure(trainer, "val/spikes", raster_figure(layers, f"class {self._label}", self.most_neurons))
+            log_figure(
+                trainer, "val/spikes", raster_figure(layers, f"class {self._label}", self.most_neurons, self._names)
+            )
 
 
-def raster_figure(layers: list[Tensor], title: str = "", most_neurons: int = 200) -> "Figure":
+def raster_figure(
+    layers: list[Tensor], title: str = "", most_neurons: int = 200, names: Sequence[str] | None = None
+) -> "Figure":
     """Spike times of layers above each other, inputs below and outputs above.
 
     Args:
         layers: Of each ``(neurons, spikes)``, padded with infinity, from inputs to outputs.
         title: Of the figure.
         most_neurons: Of each layer so many are drawn, those that spike most.
+        names: Of the layers; None for inputs, hidden ones and outputs.
     """
     # Imported where something is drawn: it takes half a second.
     from matplotlib.figure import Figure
@@ -73,7 +80,7 @@ def raster_figure(layers: list[Tensor], title: str = "", most_neurons: int = 200
     figure = Figure(figsize=(7, 1.8 * len(layers) + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
     panels = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
-    names = ["inputs", *(f"hidden {n}" for n in range(1, len(layers) - 1)), "outputs"][: len(layers)]
+    names = names or ["inputs", *(f"hidden {n}" for n in range(1, len(layers) - 1)), "outputs"][: len(layers)]
     for axes, name, spikes in zip(panels[::-1], names, layers, strict=True):
         drawn = spikes[_most_active(spikes, most_neurons)]
         axes.eventplot([row[row < torch.inf].tolist() for row in drawn], colors="black", linelengths=0.8)

@@ -21,7 +21,7 @@ struct Gradients {
   double* rates;           // (parts, blocks, 2): of 1 / tau_v and of 1 / tau_i
   T *by_v, *by_i;          // derivatives of the kernel over each interval, for `rates`
   int64_t parts;
-  double largest;          // of a multiplier
+  double p_max;            // largest multiplier
 };
 
 // A spike in the list of its event.
@@ -60,7 +60,7 @@ int64_t list_pulls(const Input<T>& in, const Spikes<T>& out, const Gradients<T>&
         if (rates) rates[0] -= in.rates.theta * late;
       }
       const double grad = double(g.spikes[spike]) + in.rates.theta * in.rates.v * carry;
-      const double multiplier = std::clamp(grad / double(out.slope[place]), -g.largest, g.largest);
+      const double multiplier = std::clamp(grad / double(out.slope[place]), -g.p_max, g.p_max);
       carry += multiplier;
       if (!multiplier) continue;
       const int32_t e = out.event[place];
@@ -149,6 +149,7 @@ void sweep_back(const Input<T>& in, const Spikes<T>& out, const Gradients<T>& g,
 
 template <class T>
 int backward(const Input<T>& in, const Spikes<T>& out, const Gradients<T>& g) {
+  if (in.batch * in.events * in.neurons == 0) return 0;
   fill_intervals(in, g.by_v, g.by_i);
   const int64_t blocks = in.blocks();
   std::atomic<int> failed{0};

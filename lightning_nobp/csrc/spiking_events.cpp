@@ -8,12 +8,11 @@
 #include <type_traits>
 
 #include "scratch.h"
+#include "threads.h"
 
 namespace nobp {
 namespace {
 
-// Less work than this is done before a second thread has woken up.
-constexpr int64_t kWorthThreads = 1 << 16;
 constexpr int kDigitBits = 11;
 
 template <class T>

@@ -28,10 +28,10 @@ struct State {
 
 // Whether a neuron may cross the threshold on its way from `start` to `end`: it ends above, or it has risen and fallen
 // and the tangent at the start, which is above the potential as long as that rises, reaches the threshold. Where all
-// has decayed to 0, it has fallen.
+// has decayed to 0, it has fallen. A current that does not outweigh the leak at the threshold never lifts it there.
 inline bool may_cross(State start, State end, double length, const Rates& rates) {
   const bool hump = start.v + start.slope(rates) * length >= rates.theta && end.slope(rates) <= 0;
-  return end.v >= rates.theta || hump;
+  return start.i > rates.theta * rates.v && (end.v >= rates.theta || hump);
 }
 
 // A time after the start of a search, and the state then.
@@ -87,7 +87,8 @@ void fire(const Input<T>& in, const Spikes<T>& out, int64_t sample, int64_t e, i
     if (spike.time < 0) return;
     from += spike.time;
     start = {0, spike.state.i};
-    out.times[cell * in.spikes + count] = T(in.times[event] + from);
+    // Sums of times are rounded: none is after the end.
+    out.times[cell * in.spikes + count] = T(std::min(in.times[event] + from, in.t_max));
     const int64_t place = (sample * in.spikes + count) * in.neurons + neuron;
     out.event[place] = int32_t(e);
     out.slope[place] = T(std::max(start.i - in.rates.theta * in.rates.v, double(std::numeric_limits<T>::min())));
@@ -124,6 +125,7 @@ template <class T>
 void sweep(const Input<T>& in, const Spikes<T>& out, int64_t sample, int64_t first, int64_t width) {
   alignas(64) T potential[kBlock] = {}, current[kBlock] = {};
   const Vector<T> theta = broadcast(T(in.rates.theta)), rate = broadcast(T(in.rates.v));
+  const Vector<T> leak = broadcast(T(in.rates.theta * in.rates.v));
   for (int64_t e = 0; e < in.counts[sample]; ++e) {
     const int64_t event = sample * in.events + e;
     const T* weight = in.weight + in.index[event] * in.pitch + first;
@@ -133,7 +135,7 @@ void sweep(const Input<T>& in, const Spikes<T>& out, int64_t sample, int64_t fir
       const Vector<T> v = load(potential + n), i = load(current + n) + load(weight + n);
       const Vector<T> end_v = v * decay_v + i * kernel, end_i = i * decay_i;
       const Bits<T> hump = (v + (i - rate * v) * length >= theta) & (end_i - rate * end_v <= 0);
-      const Bits<T> may = (end_v >= theta) | hump;
+      const Bits<T> may = ((end_v >= theta) | hump) & (i > leak);
       store(potential + n, end_v);
       store(current + n, end_i);
       if (any<T>(may)) {

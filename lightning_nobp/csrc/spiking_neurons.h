@@ -9,11 +9,11 @@
 #include <cstdint>
 #include <utility>
 
+#include "threads.h"
+
 namespace nobp {
 
 constexpr int64_t kBlock = 128;
-// Less work than this is done before a second thread has woken up.
-constexpr int64_t kWorthThreads = 1 << 16;
 
 struct Rates {
   double v, i, theta;

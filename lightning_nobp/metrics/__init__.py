@@ -3,7 +3,13 @@
 from lightning_nobp.metrics.feature_rows import FeatureRows
 from lightning_nobp.metrics.normal_equations import NormalEquations
 from lightning_nobp.metrics.patch_statistics import PatchStatistics
-from lightning_nobp.metrics.spikes import DecisionTime, SilentFraction, SpikesPerNeuron, SynapticOperations
+from lightning_nobp.metrics.spikes import (
+    DecisionTime,
+    SaturatedFraction,
+    SilentFraction,
+    SpikesPerNeuron,
+    SynapticOperations,
+)
 from lightning_nobp.metrics.summed import SummedMetric
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "FeatureRows",
     "NormalEquations",
     "PatchStatistics",
+    "SaturatedFraction",
     "SilentFraction",
     "SpikesPerNeuron",
     "SummedMetric",

@@ -23,8 +23,8 @@ def saturated_fraction(spikes: Tensor) -> Tensor:
 
 
 def decision_time(spikes: Tensor, t_max: float) -> Tensor:
-    """Mean time of a sample's first output spike, of ``(batch, classes, spikes)``; ``t_max`` where there is none."""
-    return spikes[..., 0].amin(1).clamp(max=t_max).mean()
+    """Mean time of a sample's first output spike, of ``(batch, ..., spikes)``; ``t_max`` where there is none."""
+    return spikes[..., 0].flatten(1).amin(1).clamp(max=t_max).mean()
 
 
 class _Mean(Metric):
@@ -64,6 +64,14 @@ class SilentFraction(_Mean):
         self._add(silent_fraction(spikes), spikes[..., 0].numel())
 
 
+class SaturatedFraction(_Mean):
+    """Fraction of neurons that have all the spikes they may have in a sample, and were perhaps stopped."""
+
+    def update(self, spikes: Tensor) -> None:
+        """Count spike times ``(batch, ..., spikes)``, padded with infinity."""
+        self._add(saturated_fraction(spikes), spikes[..., 0].numel())
+
+
 class DecisionTime(_Mean):
     """Mean time of the first output spike of a sample, at which a decision could be taken.
 
@@ -77,7 +85,7 @@ class DecisionTime(_Mean):
         self.t_max = t_max
 
     def update(self, spikes: Tensor) -> None:
-        """Count output spikes ``(batch, classes, spikes)``, padded with infinity."""
+        """Count output spikes ``(batch, ..., spikes)``, padded with infinity."""
         self._add(decision_time(spikes, self.t_max), len(spikes))
 
 

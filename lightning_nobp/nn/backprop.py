@@ -88,7 +88,9 @@ def check_supported(network: nn.Module, name: str = "network") -> None:
     if kind in _CHECKS:
         _CHECKS[kind](network, name)
     if kind in (nn.Sequential, Residual):
-        for child_name, child in network.named_children():
+        # named_children would name a layer that stands twice once.
+        for child_name, child in network._modules.items():
+            assert child is not None
             check_supported(child, f"{name}.{child_name}")
 
 

@@ -194,6 +194,15 @@ class ClassificationRule(LearningRule):
         """
         return nn.functional.cross_entropy(scores, target)
 
+    def evaluation_loss(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """The loss of a validation or test batch by its :meth:`outputs`; by default :meth:`loss_function` of scores.
+
+        Args:
+            outputs: What :meth:`outputs` found.
+            target: ``(batch,)``, class numbers.
+        """
+        return self.loss_function(outputs["scores"], target)
+
     def global_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor | None:
         """:meth:`loss_function` of the whole network, with its autograd graph."""
         x, target = batch[:2]
@@ -235,7 +244,7 @@ class ClassificationRule(LearningRule):
                 f"the network's scores have shape {tuple(scores.shape)}: num_classes={self.num_classes} asks for "
                 f"({len(x)}, {self.num_classes})"
             )
-        self._metric(stage, "loss").update(self.loss_function(scores, target), weight=len(target))
+        self._metric(stage, "loss").update(self.evaluation_loss(outputs, target), weight=len(target))
         if self.classifies:
             self._metric(stage, "accuracy").update(scores, target)
         return outputs

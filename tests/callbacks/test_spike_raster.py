@@ -31,7 +31,7 @@ def test_what_is_drawn_are_the_samples_spikes(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "lightning_nobp.callbacks.spike_raster.raster_figure",
-        lambda layers, title, most: drawn.append((layers, title)) or raster_figure(layers, title, most),
+        lambda layers, title, most, names: drawn.append((layers, title)) or raster_figure(layers, title, most, names),
     )
     rule = fit(tmp_path, SpikeRaster(sample=3))
     [(layers, title)] = drawn
@@ -42,6 +42,13 @@ def test_what_is_drawn_are_the_samples_spikes(tmp_path, monkeypatch):
     assert len(layers) == 3
     for n, spikes in enumerate(layers):
         assert torch.equal(spikes, outputs[f"spikes/{n}"][3])
+
+
+def test_the_last_layer_of_a_network_without_output_neurons_is_a_hidden_one():
+    layers = [torch.tensor([[0.1]])] * 3
+    names = ["inputs", "hidden 1", "hidden 2"]
+    labels = [a.get_ylabel().split("\n")[0] for a in raster_figure(layers, names=names).axes]
+    assert labels == names[::-1]
 
 
 def test_a_panel_for_each_layer_with_a_row_for_each_of_the_most_active_neurons():

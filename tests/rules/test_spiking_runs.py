@@ -42,7 +42,13 @@ def test_two_processes_equal_one(tmp_path):
     single, ranks = load(tmp_path, 0, 1), [load(tmp_path, rank, 2) for rank in (0, 1)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
     torch.testing.assert_close(ranks[0]["weights"], single["weights"], rtol=1e-8, atol=1e-8)
-    for name in ("train/loss_epoch", "val/loss", "val/spikes_per_neuron/1", "val/decision_time", "val/silent_fraction"):
+    for name in (
+        "train/loss_epoch",
+        "val/loss",
+        "val/spikes_per_neuron/1",
+        "val/decision_time",
+        "val/silent_fraction/1",
+    ):
         assert ranks[0]["metrics"][name] == pytest.approx(single["metrics"][name], rel=1e-6)
 
 
@@ -125,7 +131,7 @@ def test_digits_are_learnt_and_firing_is_logged(tmp_path):
     [tested] = run.test(rule, datamodule=data, verbose=False)
     assert tested["test/accuracy"] > 0.92
     assert 0 < tested["test/spikes_per_neuron/1"] < 16
-    assert 0 < tested["test/silent_fraction"] < 1
+    assert 0 < tested["test/silent_fraction/1"] < 1
     assert 0 < tested["test/decision_time"] < 2
     assert tested["test/synaptic_operations"] > 1000
 

@@ -7,13 +7,13 @@ from lightning_nobp.functional.spiking.kernel import psc_kernel
 from lightning_nobp.functional.spiking.lif import lif_record, lif_spike_times, lif_spike_times_vjp, saturated
 from lightning_nobp.functional.spiking.losses import (
     SpikeLoss,
-    count_loss,
     first_spike_cross_entropy,
     first_spike_logits,
     first_time_penalty,
     spike_time_mse,
     spike_trace,
     trace_cross_entropy,
+    trace_mse,
 )
 from lightning_nobp.functional.spiking.potential import PotentialGradients, free_potential, free_potential_vjp
 from lightning_nobp.functional.spiking.record import LayerGradients, SpikeRecord
@@ -24,7 +24,6 @@ __all__ = [
     "SpikeLoss",
     "SpikeRecord",
     "SpikeTrain",
-    "count_loss",
     "delay_vjp",
     "delayed",
     "events_from_spikes",
@@ -46,5 +45,6 @@ __all__ = [
     "threshold_encode",
     "time_stepped_reference",
     "trace_cross_entropy",
+    "trace_mse",
     "with_inverse",
 ]

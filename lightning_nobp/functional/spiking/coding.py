@@ -4,12 +4,13 @@ Every ``..._code`` gives the spike times of each number along one more dimension
 ``..._encode`` takes ``(batch, ...)``, and gives one input neuron to each number of a sample, in order.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.spiking.events import SpikeTrain, events_from_spikes
+from lightning_nobp.functional.spiking.events import SpikeTrain, events_from_spikes, whole
 
 
 def latency_code(u: Tensor, t_last: float, threshold: float) -> Tensor:
@@ -89,26 +90,25 @@ def regular_encode(x: Tensor, max_spikes: int, t_last: float = 1.0) -> SpikeTrai
         ValueError: Numbers outside of 0 to 1, no spikes, or a ``t_last`` that is not positive.
     """
     _check(x, t_last)
-    if max_spikes < 1:
+    if whole(max_spikes, "max_spikes") < 1:
         raise ValueError(f"max_spikes={max_spikes} must be at least 1")
     return events_from_spikes(regular_code(x.flatten(1), max_spikes, t_last))
 
 
 def with_inverse(x: Tensor) -> Tensor:
-    """Each sample ``(batch, n)`` and a second population that sees its negative: ``(batch, 2 n)``.
+    """Each sample ``(batch, n, ...)`` and a second population behind, of its negative: ``(batch, 2 n, ...)``.
 
     Args:
-        x: ``(batch, ...)``, from 0 to 1.
+        x: ``(batch, n, ...)``, from 0 to 1.
     """
-    x = x.flatten(1)
     return torch.cat([x, 1 - x], 1)
 
 
 def _check(x: Tensor, t_last: float) -> None:
     if not x.is_floating_point() or x.dim() < 2:
         raise ValueError(f"x of type {x.dtype} and shape {tuple(x.shape)}: give floating point (batch, ...)")
-    if not t_last > 0:
-        raise ValueError(f"t_last={t_last:g} must be positive")
+    if not 0 < t_last < math.inf:
+        raise ValueError(f"t_last={t_last:g} must be positive and finite")
     if not bool(((x >= 0) & (x <= 1)).all()):
         least, most = (float(n) for n in x.detach().aminmax())
         raise ValueError(f"x from {least:g} to {most:g}: codes take numbers from 0 to 1, so scale them")

@@ -1,5 +1,6 @@
 """Spikes as lists of events: what travels from layer to layer, and the way back for gradients."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,21 @@ class SpikeTrain:
         """The same spikes on a device."""
         source = None if self.source is None else self.source.to(device)
         return SpikeTrain(self.times.to(device), self.index.to(device), self.counts.to(device), source)
+
+
+def check_spike_times(spikes: Tensor) -> None:
+    """Whether a tensor holds the spikes of a layer: ``(batch, neurons, spikes)``, some place for them, no nan.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if spikes.dim() != 3 or not spikes.shape[2]:
+        raise ValueError(
+            f"spikes of shape {tuple(spikes.shape)}: give (batch, neurons, spikes), padded with infinity, at least one "
+            "place a neuron"
+        )
+    if not spikes.is_meta and bool(spikes.detach().isnan().any()):
+        raise ValueError("spike_times hold nan: a spike that is not there is infinity")
 
 
 def events_from_spikes(spike_times: Tensor) -> SpikeTrain:
@@ -167,6 +183,23 @@ def _order(times: Tensor) -> Tensor:
 # At the door
 
 
+def rounded(t: float, dtype: torch.dtype) -> float:
+    """A time as tensors of a type hold it: the one that they are compared with."""
+    return float(torch.tensor(t, dtype=dtype))
+
+
+def whole(number: int, name: str) -> int:
+    """A whole number, of whichever type; others are refused.
+
+    Raises:
+        TypeError: It is none.
+    """
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise TypeError(f"{name}={number} is no whole number") from error
+
+
 def check_shapes(times: Tensor, index: Tensor, counts: Tensor) -> None:
     """Whether three tensors can be a :class:`SpikeTrain`."""
     if not times.is_floating_point():
@@ -182,7 +215,10 @@ def check_shapes(times: Tensor, index: Tensor, counts: Tensor) -> None:
 
 
 def check_events(train: SpikeTrain, neurons: int, t_max: float) -> None:
-    """Whether the events of a train are sorted and of so many inputs, none before 0 or after ``t_max``."""
+    """Whether the events of a train are sorted and of so many inputs, none before 0 or after ``t_max``.
+
+    ``t_max`` is a number of the type of the times: see :func:`rounded`.
+    """
     events = train.times.shape[1]
     if train.counts.numel():
         least, most = (int(n) for n in train.counts.aminmax())
@@ -201,14 +237,14 @@ def check_events(train: SpikeTrain, neurons: int, t_max: float) -> None:
 def _refuse(times: Tensor, is_spike: Tensor, t_max: float) -> None:
     """The reason why times are no events."""
     events = times[is_spike]
-    if not bool(events.isfinite().all()):
-        raise ValueError("times hold nan or infinity among the events: num_events counts those that there are")
     if bool((events < 0).any()):
         raise ValueError(f"times begin at {float(events.amin()):g}: the simulation begins at 0, so shift them")
+    if not bool(events.isfinite().all()):
+        raise ValueError("times hold nan or infinity among the events: num_events counts those that there are")
     if float(events.amax()) > t_max:
         raise ValueError(f"t_max={t_max:g} is before the last event at {float(events.amax()):g}: give a longer window")
     descends = (times[:, 1:] < times[:, :-1]) & is_spike[:, 1:]
-    sample = int(descends.any(1).nonzero()[0])
+    sample = int(descends.any(1).int().argmax())
     raise ValueError(f"times of sample {sample} are not sorted: sort them, and index along with them")
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.spiking import kernels, native, reference
-from lightning_nobp.functional.spiking.events import SpikeTrain, check_events, check_grad
+from lightning_nobp.functional.spiking.events import SpikeTrain, check_events, check_grad, rounded, whole
 from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, number
 from lightning_nobp.functional.spiking.record import LayerGradients, Needs, SpikeRecord
 
@@ -56,7 +56,7 @@ def lif_spike_times(
     theta: float = 1.0,
     t_max: float = 2.0,
     *,
-    p_max: float | None = 10.0,
+    p_max: float | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""Spike times of a layer of neurons, differentiable in the input times, the weights and the time constants.
@@ -90,7 +90,7 @@ def lif_spike_times(
         RuntimeError: ``backend='native'`` for tensors that the kernels cannot take, or where there are none; or inside
             ``torch.func``.
     """
-    layer = _Layer(max_spikes, float(theta), float(t_max), _largest(p_max), backend)
+    layer = _layer(times, max_spikes, theta, t_max, p_max, backend)
     train = _checked(times, index, num_events, weight, tau_v, tau_i, layer)
     found: tuple[Tensor, Tensor] = _SpikeTimes.apply(train.times, weight, tau_v, tau_i, train, layer)
     return found
@@ -114,7 +114,7 @@ def lif_record(
 
     Arguments and errors are the same.
     """
-    layer = _Layer(max_spikes, float(theta), float(t_max), math.inf, backend)
+    layer = _layer(times, max_spikes, theta, t_max, None, backend)
     train = _checked(times, index, num_events, weight, tau_v, tau_i, layer)
     return _forward(train, weight, Rates.of(tau_v, tau_i, layer.theta), layer)
 
@@ -132,7 +132,7 @@ def lif_spike_times_vjp(
     theta: float = 1.0,
     t_max: float = 2.0,
     *,
-    p_max: float | None = 10.0,
+    p_max: float | None = None,
     needs_times_grad: bool = True,
     needs_weight_grad: bool = True,
     needs_tau_grad: bool = False,
@@ -165,7 +165,7 @@ def lif_spike_times_vjp(
         ValueError: A record or a gradient of another shape; and as :func:`lif_spike_times`.
     """
     check_grad(grad, record.times.shape)
-    layer = _Layer(grad.shape[2], float(theta), float(t_max), _largest(p_max), backend)
+    layer = _layer(times, grad.shape[2], theta, t_max, p_max, backend)
     train = _checked(times, index, num_events, weight, tau_v, tau_i, layer)
     _check_record(grad, record, times, weight)
     needs = Needs(needs_times_grad, needs_weight_grad, needs_tau_grad)
@@ -183,7 +183,9 @@ class _Layer(NamedTuple):
     max_spikes: int
     theta: float
     t_max: float
-    largest: float
+    """Rounded as the times are."""
+    p_max: float
+    """Infinity for no bound."""
     backend: Backend
 
 
@@ -262,7 +264,7 @@ def _backward(
         return needs.chosen(torch.empty_like(train.times), torch.empty_like(weight), scalar, scalar, rates)
     run = native.backward if _is_native(train, weight, layer.backend, grad, record.slope) else reference.backward
     with torch.no_grad():
-        return run(grad, record, train, weight.detach(), rates, layer.t_max, layer.largest, needs)
+        return run(grad, record, train, weight.detach(), rates, layer.t_max, layer.p_max, needs)
 
 
 def _empty(train: SpikeTrain, weight: Tensor, layer: _Layer) -> SpikeRecord:
@@ -299,18 +301,28 @@ def _checked(
         raise TypeError(f"times of type {times.dtype} and weight of {weight.dtype}: give both one type")
     if weight.dim() != 2:
         raise ValueError(f"weight of shape {tuple(weight.shape)}: give (inputs, neurons)")
-    if layer.max_spikes != int(layer.max_spikes):
-        raise TypeError(f"max_spikes={layer.max_spikes} is no whole number")
     devices = {str(tensor.device) for tensor in (times, index, num_events, weight)}
     if len(devices) > 1:
         raise ValueError(f"times, index, num_events and weight on {', '.join(sorted(devices))}: give all on one device")
     if not times.is_meta:
         check_events(train, weight.shape[0], layer.t_max)
-        if not bool(weight.detach().isfinite().all()):
-            raise ValueError(
-                "weight holds nan or infinity: a smaller learning rate or a bound on the gradient may help"
-            )
+        _check_weight(weight.detach(), times.shape[1], layer.t_max)
     return train
+
+
+def _check_weight(weight: Tensor, events: int, t_max: float) -> None:
+    """Whether no sum of weights, and no potential, can overflow."""
+    if not weight.numel():
+        return
+    low, high = (float(w) for w in weight.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("weight holds nan or infinity: a smaller learning rate or a bound on the gradient may help")
+    largest = max(-low, high)
+    if largest * max(1, events) * max(1.0, t_max) > torch.finfo(weight.dtype).max:
+        raise ValueError(
+            f"weight holds numbers up to {largest:g}: the potential of {events} inputs may overflow {weight.dtype}, so "
+            "scale weight and theta down"
+        )
 
 
 def _check_record(grad: Tensor, record: SpikeRecord, times: Tensor, weight: Tensor) -> None:
@@ -337,7 +349,8 @@ def _check_numbers(tau_v: TimeConstant, tau_i: TimeConstant, layer: _Layer) -> N
         if isinstance(tau, Tensor) and tau.dim():
             raise ValueError(f"{name} of shape {tuple(tau.shape)}: all neurons of a layer share one, so give a number")
         if not number(tau) > 0:
-            raise ValueError(f"{name}={number(tau):g} must be positive; float('inf') is no decay")
+            learned = ", and the learning rate of a learned one lower" if isinstance(tau, Tensor) else ""
+            raise ValueError(f"{name}={number(tau):g} must be positive; float('inf') is no decay{learned}")
     for name, value in (("theta", layer.theta), ("t_max", layer.t_max)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value:g} must be positive and finite")
@@ -347,10 +360,11 @@ def _check_numbers(tau_v: TimeConstant, tau_i: TimeConstant, layer: _Layer) -> N
         raise ValueError(f"backend={layer.backend!r} is not one of 'auto', 'native', 'torch'")
 
 
-def _largest(p_max: float | None) -> float:
+def _layer(times: Tensor, max_spikes: int, theta: float, t_max: float, p_max: float | None, backend: Backend) -> _Layer:
     if p_max is not None and not p_max > 0:
         raise ValueError(f"p_max={p_max:g} must be positive; None is no bound")
-    return math.inf if p_max is None else float(p_max)
+    most = whole(max_spikes, "max_spikes")
+    return _Layer(most, float(theta), rounded(t_max, times.dtype), math.inf if p_max is None else float(p_max), backend)
 
 
 def _is_native(train: SpikeTrain, weight: Tensor, backend: Backend, *others: Tensor) -> bool:

@@ -3,6 +3,7 @@ r"""Losses and read-outs of spike times, each with its gradient written out.
 All return means over the samples of a batch. A missing spike is infinity in the spike times; it has no gradient.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,9 @@ def first_spike_logits(spike_times: Tensor, sigma: float, t_max: float) -> Tenso
         sigma: Time difference of one logit, :math:`\sigma`.
         t_max: Stands in for a missing spike.
     """
-    return -spike_times[..., 0].clamp(max=t_max) / sigma
+    first = spike_times[..., 0]
+    # Not by clamp: a spike at the very end has a gradient.
+    return -torch.where(first <= t_max, first, t_max) / sigma
 
 
 def first_spike_cross_entropy(spike_times: Tensor, target: Tensor, sigma: float, t_max: float) -> SpikeLoss:
@@ -38,11 +41,15 @@ def first_spike_cross_entropy(spike_times: Tensor, target: Tensor, sigma: float,
         target: ``(batch,)``, int64.
         sigma: Time difference of one logit.
         t_max: Stands in for a missing spike.
+
+    Raises:
+        ValueError: A number that is not positive and finite.
     """
+    _check_positive(sigma=sigma, t_max=t_max)
     logits = first_spike_logits(spike_times, sigma, t_max)
     value, by_logit = _cross_entropy(logits, target)
     grad = torch.zeros_like(spike_times)
-    grad[..., 0] = torch.where(spike_times[..., 0] < t_max, -by_logit / sigma, 0.0)
+    grad[..., 0] = torch.where(spike_times[..., 0] <= t_max, -by_logit / sigma, 0.0)
     return SpikeLoss(value, grad)
 
 
@@ -75,21 +82,29 @@ def trace_cross_entropy(spike_times: Tensor, target: Tensor, tau_out: float) -> 
     Args:
         spike_times: ``(batch, classes, max_spikes)``, padded with infinity.
         target: ``(batch,)``, int64.
-        tau_out: Of the trace.
+        tau_out: Of the trace, finite.
+
+    Raises:
+        ValueError: It is not positive and finite.
     """
+    _check_positive(tau_out=tau_out)
     decayed = _decayed(spike_times, tau_out)
     value, by_trace = _cross_entropy(decayed.sum(-1), target)
     return SpikeLoss(value, -decayed / tau_out * by_trace.unsqueeze(-1))
 
 
-def count_loss(spike_times: Tensor, target: Tensor, tau_out: float) -> SpikeLoss:
-    """Half the squared distance of :func:`spike_trace` to wanted counts, summed over a sample's neurons.
+def trace_mse(spike_times: Tensor, target: Tensor, tau_out: float) -> SpikeLoss:
+    """Half the squared distance of :func:`spike_trace` to wanted ones, summed over a sample's neurons.
 
     Args:
         spike_times: ``(batch, neurons, max_spikes)``, padded with infinity.
         target: ``(batch, neurons)``, or what broadcasts to it.
-        tau_out: Of the trace.
+        tau_out: Of the trace, finite.
+
+    Raises:
+        ValueError: It is not positive and finite.
     """
+    _check_positive(tau_out=tau_out)
     decayed = _decayed(spike_times, tau_out)
     difference = decayed.sum(-1) - target
     batch = max(1, len(decayed))
@@ -110,6 +125,12 @@ def first_time_penalty(spike_times: Tensor, t_ref: float) -> SpikeLoss:
     grad = torch.zeros_like(spike_times)
     grad[..., 0] = 2 * difference / max(1, difference.numel())
     return SpikeLoss(difference.square().sum() / max(1, difference.numel()), grad)
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}={number} must be positive and finite, or the loss has no gradient")
 
 
 def _decayed(spike_times: Tensor, tau_out: float) -> Tensor:

@@ -40,7 +40,7 @@ def backward(
     weight: Tensor,
     rates: Rates,
     t_max: float,
-    largest: float,
+    p_max: float,
     needs: Needs,
 ) -> LayerGradients:
     """As :func:`~lightning_nobp.functional.spiking.reference.backward`."""
@@ -51,7 +51,7 @@ def backward(
     by_weight = grad.new_zeros(parts, inputs, _pitch(neurons)) if needs.weight else None
     by_rate = torch.zeros(parts * blocks, 2, dtype=torch.float64) if needs.taus else None
     tables = [torch.empty_like(train.times) if needs.taus else None for _ in range(2)]
-    layer = _layer(train, weight, grad.shape[2], rates, t_max, largest)
+    layer = _layer(train, weight, grad.shape[2], rates, t_max, p_max)
     outputs = by_time, by_weight, by_rate
     call("backward", grad.dtype, *layer, *_tensors(record), grad.contiguous(), parts, *outputs, *tables)
     rate_v, rate_i = (None, None) if by_rate is None else by_rate.sum(0).to(grad.dtype).unbind()
@@ -68,13 +68,13 @@ def _pitch(neurons: int) -> int:
 
 
 def _layer(
-    train: SpikeTrain, weight: Tensor, max_spikes: int, rates: Rates, t_max: float, largest: float = torch.inf
+    train: SpikeTrain, weight: Tensor, max_spikes: int, rates: Rates, t_max: float, p_max: float = torch.inf
 ) -> tuple[Any, ...]:
     """What both kernels must know of a layer."""
     (batch, events), (inputs, neurons) = train.times.shape, weight.shape
     pitch = _pitch(neurons)
     sizes = (ctypes.c_int64 * 6)(batch, events, inputs, neurons, pitch, max_spikes)
-    numbers = (ctypes.c_double * 5)(*rates, t_max, largest)
+    numbers = (ctypes.c_double * 5)(*rates, t_max, p_max)
     return (
         train.times.detach().contiguous(),
         train.index.long().contiguous(),

@@ -58,7 +58,7 @@ def free_potential_vjp(
 ) -> PotentialGradients:
     """Gradients of :func:`free_potential` for the gradient ``(batch, neurons)`` of the potential."""
     age = _age(spikes, t)
-    rates = Rates(1 / float(tau_v), 1 / float(tau_i), 1.0)
+    rates = Rates.of(tau_v, tau_i, 1.0)
     left = response(age, rates)
     grad_drive = (grad @ weight.t()).unsqueeze(-1)
     # A later spike has had less time: the kernel's slope, with a minus.

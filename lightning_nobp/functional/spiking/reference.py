@@ -63,11 +63,11 @@ def forward(train: SpikeTrain, weight: Tensor, max_spikes: int, rates: Rates, t_
     for e in range(times.shape[1]):
         drive = torch.where(is_spike[:, e, None], weight[torch.where(is_spike[:, e], train.index[:, e], 0)], 0.0)
         start = State(state.v, state.i + drive)
-        state = _fire(out, e, start, times[:, e, None], lengths[:, e, None], rates)
+        state = _fire(out, e, start, times[:, e, None], lengths[:, e, None], rates, t_max)
     return out
 
 
-def _fire(out: SpikeRecord, e: int, start: State, begin: Tensor, length: Tensor, rates: Rates) -> State:
+def _fire(out: SpikeRecord, e: int, start: State, begin: Tensor, length: Tensor, rates: Rates, t_max: float) -> State:
     """Write the spikes of the interval after event e into ``out``; return the state at its end."""
     end = start.after(length, rates)
     may = _may_cross(start, end, length, rates) & (out.counts < out.times.shape[2])
@@ -79,7 +79,7 @@ def _fire(out: SpikeRecord, e: int, start: State, begin: Tensor, length: Tensor,
         who, s = _at(who, fires), s[fires]
         now = State(torch.zeros_like(s), now.at(fires).after(s, rates).i)
         time, left = time[fires] + s, left[fires] - s
-        _write(out, who, e, time, now.i - rates.theta * rates.v)
+        _write(out, who, e, time.clamp(max=t_max), now.i - rates.theta * rates.v)
         later = now.after(left, rates)
         end.v[who], end.i[who] = later
         again = _may_cross(now, later, left, rates) & (out.counts[who] < out.times.shape[2])
@@ -104,9 +104,10 @@ def _may_cross(start: State, end: State, length: Tensor, rates: Rates) -> Tensor
     """Whether the potential may reach the threshold on its way: it ends above, or it has risen and fallen.
 
     The tangent at the start is above the potential as long as that rises. Where all has decayed to 0, it has fallen.
+    A current that does not outweigh the leak at the threshold never lifts it there.
     """
     hump = (start.v + start.slope(rates) * length >= rates.theta) & (end.slope(rates) <= 0)
-    return (end.v >= rates.theta) | hump
+    return ((end.v >= rates.theta) | hump) & (start.i > rates.theta * rates.v)
 
 
 def crossing(start: State, length: Tensor, certain: Tensor, rates: Rates) -> Tensor:
@@ -164,7 +165,7 @@ class Multipliers(NamedTuple):
     """Gradient of ``1 / tau_v`` that comes of the resets alone, 0-dimensional."""
 
 
-def multipliers(grad: Tensor, record: SpikeRecord, rates: Rates, largest: float) -> Multipliers:
+def multipliers(grad: Tensor, record: SpikeRecord, rates: Rates, p_max: float) -> Multipliers:
     """From the gradient of the spike times, from each neuron's last spike to its first."""
     max_spikes = grad.shape[2]
     is_spike = torch.arange(max_spikes, device=grad.device) < record.counts.unsqueeze(2)
@@ -182,7 +183,7 @@ def multipliers(grad: Tensor, record: SpikeRecord, rates: Rates, largest: float)
             carry, late = carry * decay, (late + gap * carry) * decay
             by_rate_v -= rates.theta * late.sum()
         p[..., k] = (grad[..., k] + rates.theta * rates.v * carry) / slope[..., k]
-        p[..., k].clamp_(-largest, largest).masked_fill_(~is_spike[..., k], 0)
+        p[..., k].clamp_(-p_max, p_max).masked_fill_(~is_spike[..., k], 0)
     return Multipliers(p, by_rate_v)
 
 
@@ -242,11 +243,11 @@ def backward(
     weight: Tensor,
     rates: Rates,
     t_max: float,
-    largest: float,
+    p_max: float,
     needs: Needs,
 ) -> LayerGradients:
     """See :func:`~lightning_nobp.functional.spiking.lif_spike_times_vjp`."""
-    p, rate_v = multipliers(grad, record, rates, largest)
+    p, rate_v = multipliers(grad, record, rates, p_max)
     rate_i = torch.zeros_like(rate_v)
     times, is_spike = train.times.detach(), train.is_spike
     grad_times, grad_weight = torch.zeros_like(times), torch.zeros_like(weight)

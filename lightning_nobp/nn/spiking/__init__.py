@@ -1,6 +1,7 @@
 """Layers of spiking neurons: spike times ``(batch, neurons, spikes)``, padded with infinity, go through them."""
 
 from lightning_nobp.nn.spiking.convolution import SpikingConv2d
+from lightning_nobp.nn.spiking.dropout import SpikeDropout
 from lightning_nobp.nn.spiking.encoding import LatencyEncoder, RegularEncoder, SpikeEncoder, ThresholdCrossingEncoder
 from lightning_nobp.nn.spiking.initialisation import initialise_from_data
 from lightning_nobp.nn.spiking.layer import SpikingLayer
@@ -16,6 +17,7 @@ __all__ = [
     "MembraneReadout",
     "RegularEncoder",
     "SpikeCount",
+    "SpikeDropout",
     "SpikeEncoder",
     "SpikeTrace",
     "SpikingCNN",

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_nobp.nn.backprop import Pullback, register_vjp
 from lightning_nobp.nn.spiking.layer import NeuronOptions, SpikingLayer
 
 
@@ -17,6 +16,11 @@ class Windows(NamedTuple):
     kernel_size: int
     stride: int
     padding: int
+
+    def places(self, shape: torch.Size) -> tuple[int, int, int]:
+        """Batch, height and width of the output for maps of a shape."""
+        height, width = ((size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in shape[2:4])
+        return shape[0], height, width
 
     def patches(self, spikes: Tensor) -> Tensor:
         """Windows ``(batch, out_height, out_width, C k k, spikes)`` of maps ``(batch, C, height, width, spikes)``."""
@@ -38,7 +42,8 @@ class Windows(NamedTuple):
 class SpikingConv2d(SpikingLayer):
     """A convolution of leaky integrate-and-fire neurons.
 
-    Spikes are ``(batch, channels, height, width, spikes)``, padded with infinity. Beyond the border there are none.
+    Spikes are ``(batch, channels, height, width, spikes)``, padded with infinity, of inputs and of outputs. Beyond the
+    border there are none.
 
     Args:
         in_channels: Channels of the input.
@@ -51,7 +56,8 @@ class SpikingConv2d(SpikingLayer):
         theta: Threshold.
         t_max: When the simulation ends; spikes that arrive later are dropped.
         max_spikes: After so many spikes a neuron is silent; 1 for the methods of a single spike.
-        p_max: Bound of the influence of a spike that only grazes the threshold; None for the exact gradient.
+        p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample, if that of
+            the batch is their mean; None for the exact gradient.
         delays: Whether spikes come later by a delay that is learned, one for each channel and place in the window.
         learn_tau: Whether both time constants, which must be finite, are learned.
         device: Of the parameters.
@@ -73,7 +79,7 @@ class SpikingConv2d(SpikingLayer):
         theta: float = 1.0,
         t_max: float = 2.0,
         max_spikes: int = 16,
-        p_max: float | None = 10.0,
+        p_max: float | None = 1000.0,
         delays: bool = False,
         learn_tau: bool = False,
         *,
@@ -108,18 +114,21 @@ class SpikingConv2d(SpikingLayer):
             raise ValueError(f"maps of {spikes.shape[2]}x{spikes.shape[3]} hold no kernel_size={self.kernel_size}")
         return self.windows.patches(spikes)
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Spike times ``(batch, out_channels, out_height, out_width, max_spikes)``.
+    def seen(self, spikes: Tensor) -> Tensor:
+        """The :meth:`patches`, a row for each place of each sample."""
+        return self.patches(spikes).flatten(0, 2)
 
-        Raises:
-            ValueError: Spikes that are no maps of these channels, or negative times.
-        """
-        patches = self.patches(spikes)
-        return _as_maps(self.neurons(patches.flatten(0, 2)), patches)
+    def seen_vjp(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """Gradient of maps of a shape for that of the rows."""
+        return self.windows.patches_vjp(torch.unflatten(grad, 0, self.windows.places(shape)), shape)
 
-    def operations(self, spikes: Tensor) -> Tensor:
-        """Synaptic operations of each sample, ``(batch,)``."""
-        return super().operations(self.patches(spikes))
+    def by_row(self, outputs: Tensor) -> Tensor:
+        """The maps' spikes, a row for each place of each sample."""
+        return outputs.permute(0, 2, 3, 1, 4).flatten(0, 2)
+
+    def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The maps ``(batch, out_channels, out_height, out_width, max_spikes)``."""
+        return torch.unflatten(rows, 0, self.windows.places(shape)).permute(0, 3, 1, 2, 4)
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing."""
@@ -127,20 +136,3 @@ class SpikingConv2d(SpikingLayer):
             f"in_channels={self.in_channels}, out_channels={self.out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, padding={self.padding}, {self._neuron_repr()}"
         )
-
-
-@register_vjp(SpikingConv2d)
-def _spiking_conv2d(layer: SpikingConv2d, spikes: Tensor, needs_input_grad: bool) -> tuple[Tensor, Pullback]:
-    patches, shape = layer.patches(spikes), spikes.shape
-    rows, pull_rows = layer.neurons_vjp(patches.flatten(0, 2), needs_input_grad)
-
-    def pull(grad: Tensor) -> Tensor | None:
-        grad_rows = pull_rows(grad.permute(0, 2, 3, 1, 4).flatten(0, 2))
-        return None if grad_rows is None else layer.windows.patches_vjp(grad_rows.reshape(patches.shape), shape)
-
-    return _as_maps(rows, patches), pull
-
-
-def _as_maps(rows: Tensor, patches: Tensor) -> Tensor:
-    """``(batch, channels, height, width, spikes)`` of the spikes of each place, ``(batch * height * width, ...)``."""
-    return torch.unflatten(rows, 0, patches.shape[:3]).permute(0, 3, 1, 2, 4)

@@ -1,12 +1,20 @@
 """From numbers to spikes, as layers."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lightning_nobp.functional.spiking.coding import check_thresholds, latency_code, regular_code, threshold_code
+from lightning_nobp.functional.spiking.coding import (
+    check_thresholds,
+    latency_code,
+    regular_code,
+    threshold_code,
+    with_inverse,
+)
+from lightning_nobp.functional.spiking.events import whole
 from lightning_nobp.nn.backprop import Pullback, register_vjp
 
 
@@ -17,8 +25,8 @@ class SpikeEncoder(nn.Module):
         t_last: Time of the latest spike.
         inverse: Whether a second population, behind the first along dimension 1, sees one minus the numbers.
         value_range: The inputs that become 0 and 1; what lies outside is clipped. None for the least and the greatest
-            of the data that :func:`initialise_from_data` gets, which the state of the module keeps; before that, of
-            each batch.
+            of the data that :func:`initialise_from_data` gets, or the first training batch of the rule, which the
+            state of the module keeps; before that, of each batch, and outside of training a warning says so.
 
     Raises:
         ValueError: An argument out of range.
@@ -34,6 +42,11 @@ class SpikeEncoder(nn.Module):
         self.value_range = None if value_range is None else tuple(value_range)
         self._measured: tuple[float, float] | None = None
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the range of inputs is known."""
+        return self.value_range is not None or self._measured is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """Spike times ``(batch, features, ..., spikes)`` of inputs ``(batch, features, ...)``, padded with infinity.
 
@@ -42,6 +55,12 @@ class SpikeEncoder(nn.Module):
         Raises:
             ValueError: Inputs that are not finite.
         """
+        if not (self.training or self.is_measured):
+            warnings.warn(
+                f"{type(self).__name__}(value_range=None) has not seen training data, and takes the range of each "
+                "batch: give value_range, or call measure(x) with training data",
+                stacklevel=2,
+            )
         return self.code(self._both(self._scaled(x)))
 
     @abstractmethod
@@ -78,13 +97,15 @@ class SpikeEncoder(nn.Module):
         return low, high if high > low else low + 1
 
     def _scaled(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point() or x.dim() < 2 or not bool(x.isfinite().all()):
-            raise ValueError(f"inputs of type {x.dtype} and shape {tuple(x.shape)}: give finite numbers (batch, ...)")
+        if not x.is_floating_point() or x.dim() < 2:
+            raise ValueError(f"inputs of type {x.dtype} and shape {tuple(x.shape)}: give floating point (batch, ...)")
+        if not x.is_meta and not bool(x.isfinite().all()):
+            raise ValueError("inputs hold nan or infinity: give finite numbers")
         low, high = self._bounds(x)
         return ((x - low) / (high - low)).clamp(0, 1)
 
     def _both(self, u: Tensor) -> Tensor:
-        return torch.cat([u, 1 - u], dim=1) if self.inverse else u
+        return with_inverse(u) if self.inverse else u
 
 
 @register_vjp(SpikeEncoder)
@@ -202,7 +223,7 @@ class RegularEncoder(SpikeEncoder):
         value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(t_last, inverse, value_range)
-        if max_spikes < 1:
+        if whole(max_spikes, "max_spikes") < 1:
             raise ValueError(f"max_spikes={max_spikes} must be at least 1")
         self.max_spikes = max_spikes
 

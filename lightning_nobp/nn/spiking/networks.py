@@ -12,9 +12,9 @@ from lightning_nobp.nn.spiking.convolution import SpikingConv2d
 from lightning_nobp.nn.spiking.encoding import LatencyEncoder, SpikeEncoder
 from lightning_nobp.nn.spiking.linear import SpikingLinear
 from lightning_nobp.nn.spiking.pooling import EarliestSpikePool2d
-from lightning_nobp.nn.spiking.readout import FirstSpike, MembraneReadout, SpikeCount, SpikeTrace
+from lightning_nobp.nn.spiking.readout import FirstSpike, MembraneReadout, SpikeTrace
 
-ReadoutName = Literal["first_spike", "trace", "count", "membrane"]
+ReadoutName = Literal["first_spike", "trace", "membrane"]
 
 
 class SpikingMLP(Preset):
@@ -29,13 +29,15 @@ class SpikingMLP(Preset):
         theta: Threshold.
         t_max: When the simulation ends.
         max_spikes: After so many spikes a neuron is silent; 1 for the methods of a single spike.
-        p_max: Bound of the influence of a spike that only grazes the threshold; None for the exact gradient.
+        p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample; None for the
+            exact gradient.
         delays: Whether every input neuron of a layer has a delay that is learned.
-        learn_tau: Whether each layer learns its time constants, which must be finite.
+        learn_tau: Whether each spiking layer learns its time constants, which must be finite; a membrane read-out keeps
+            those that are given.
         encoder: Layer that makes spikes of inputs; None for a :class:`LatencyEncoder` over half the window.
         readout: ``'first_spike'``, :class:`FirstSpike`; ``'trace'``, :class:`SpikeTrace`; ``'membrane'``, a
-            :class:`MembraneReadout` in the place of output neurons; ``'count'``, :class:`SpikeCount`, which cannot
-            train.
+            :class:`MembraneReadout` in the place of output neurons. :class:`SpikeCount`, which cannot train, is put in
+            their place for evaluation: ``nn.Sequential(*network[:-1], SpikeCount())``.
         sigma: Of the first two read-outs.
         tau_out: Of the trace.
 
@@ -53,7 +55,7 @@ class SpikingMLP(Preset):
         theta: float = 1.0,
         t_max: float = 2.0,
         max_spikes: int = 16,
-        p_max: float | None = 10.0,
+        p_max: float | None = 1000.0,
         delays: bool = False,
         learn_tau: bool = False,
         encoder: SpikeEncoder | None = None,
@@ -92,9 +94,11 @@ class SpikingCNN(Preset):
         theta: Threshold.
         t_max: When the simulation ends.
         max_spikes: After so many spikes a neuron is silent.
-        p_max: Bound of the influence of a spike that only grazes the threshold; None for the exact gradient.
+        p_max: Bound of the influence of a spike that only grazes the threshold on the loss of its sample; None for the
+            exact gradient.
         delays: Whether every input of a layer has a delay that is learned.
-        learn_tau: Whether each layer learns its time constants, which must be finite.
+        learn_tau: Whether each spiking layer learns its time constants, which must be finite; a membrane read-out keeps
+            those that are given.
         encoder: See :class:`SpikingMLP`.
         readout: See :class:`SpikingMLP`.
         sigma: See :class:`SpikingMLP`.
@@ -116,7 +120,7 @@ class SpikingCNN(Preset):
         theta: float = 1.0,
         t_max: float = 2.0,
         max_spikes: int = 4,
-        p_max: float | None = 10.0,
+        p_max: float | None = 1000.0,
         delays: bool = False,
         learn_tau: bool = False,
         encoder: SpikeEncoder | None = None,
@@ -156,7 +160,11 @@ class SpikingCNN(Preset):
 
 
 def _checked(encoder: SpikeEncoder | None, t_max: float) -> SpikeEncoder:
+    if not 0 < t_max < math.inf:
+        raise ValueError(f"t_max={t_max} must be positive and finite")
     encoder = LatencyEncoder(t_last=t_max / 2) if encoder is None else encoder
+    if not isinstance(encoder, SpikeEncoder):
+        raise TypeError(f"encoder={encoder}: give a SpikeEncoder, such as LatencyEncoder()")
     if not encoder.t_last < t_max:
         raise ValueError(f"t_max={t_max} must be after the last input, which the encoder sends at {encoder.t_last}")
     return encoder
@@ -171,5 +179,5 @@ def _outputs(
     tau_v, tau_i, _, t_max, *_ = neuron
     if readout == "membrane":
         return [MembraneReadout(width, num_classes, tau_v, tau_i, t_max)]
-    readouts = {"first_spike": FirstSpike(sigma, t_max), "trace": SpikeTrace(tau_out, sigma), "count": SpikeCount()}
+    readouts = {"first_spike": FirstSpike(sigma, t_max), "trace": SpikeTrace(tau_out, sigma)}
     return [SpikingLinear(width, num_classes, *neuron), readouts[readout]]

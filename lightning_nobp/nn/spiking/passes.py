@@ -25,7 +25,9 @@ def leaves(network: nn.Module, name: str = "network") -> list[tuple[str, nn.Modu
     """The layers of nested ``nn.Sequential``, in order, by name."""
     if not isinstance(network, nn.Sequential):
         return [(name, network)]
-    return [leaf for n, child in network.named_children() for leaf in leaves(child, f"{name}.{n}")]
+    # named_children would leave out a layer where it stands a second time.
+    children = [(n, child) for n, child in network._modules.items() if child is not None]
+    return [leaf for n, child in children for leaf in leaves(child, f"{name}.{n}")]
 
 
 def passes(network: nn.Module, x: Tensor) -> list[Pass]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_nobp.functional.spiking import first_time_penalty
 from lightning_nobp.nn.spiking.layer import SpikingLayer
+from lightning_nobp.nn.spiking.silence import Silence, silent_in_a_sample, silent_in_all_samples
 
 
 class Penalty(NamedTuple):
@@ -26,8 +27,8 @@ class OutputPenalty(NamedTuple):
     Args:
         gamma: Of the mean over samples and neurons of ``(t_1 - t_ref)^2``, silent ones left out.
         t_ref: Where first spikes are to be.
-        silent: Of what a sample's silent neurons lack to the threshold at the end of the simulation, ``(theta -
-            v(t_max))_+``, summed over them: a neuron without spike has no other gradient.
+        silent: Of what a sample's silent neurons lack to the threshold where their membrane is highest, summed over
+            them: a neuron without spike has no other gradient.
     """
 
     gamma: float
@@ -39,60 +40,63 @@ class OutputPenalty(NamedTuple):
 
         Args:
             layer: The output layer.
-            inputs: Its spikes ``(batch, inputs, spikes)``.
-            outputs: ``(batch, classes, max_spikes)``.
+            inputs: Its spikes.
+            outputs: Those that it has sent.
         """
+        found = silent_in_a_sample(layer, inputs, outputs) if self.silent else None
         total = self.gamma * first_time_penalty(outputs, self.t_ref).value
-        is_silent = outputs[..., 0] == torch.inf
-        rows = is_silent.any(1)
-        if not self.silent or not bool(rows.any()):
-            return total
-        lacking = (layer.theta - layer.final_potential(inputs[rows])).clamp(min=0)
-        return total + self.silent * (lacking * is_silent[rows]).sum() / len(outputs)
+        return total if found is None else total + self.silent / len(outputs) * found.lack().sum()
 
     def vjp(self, layer: SpikingLayer, inputs: Tensor, outputs: Tensor) -> Penalty:
         """The penalty without an autograd graph; the layer's parameters get their gradients."""
+        found = silent_in_a_sample(layer, inputs, outputs) if self.silent else None
         first = first_time_penalty(outputs, self.t_ref)
-        value, by_outputs = self.gamma * first.value, self.gamma * first.grad
-        is_silent = outputs[..., 0] == torch.inf
-        # Few samples have a silent output, once training has begun.
-        rows = is_silent.any(1)
-        if not self.silent or not bool(rows.any()):
-            return Penalty(value, by_outputs, None)
-        # Most places for spikes are empty in all neurons.
-        seen = inputs[rows]
-        is_used = (seen < torch.inf).flatten(0, 1).any(0)
-        part = seen[..., is_used]
-        lacking = (layer.theta - layer.final_potential(part)) * is_silent[rows]
-        share = self.silent / len(outputs)
-        by_part, by_inputs = torch.zeros_like(seen), torch.zeros_like(inputs)
-        by_part[..., is_used] = layer.final_potential_vjp(-share * (lacking > 0).to(lacking), part)
-        by_inputs[rows] = by_part
-        return Penalty(value + share * lacking.clamp(min=0).sum(), by_outputs, by_inputs)
+        value, by_inputs = _pulled(found, self.silent / max(1, len(outputs)), inputs)
+        return Penalty(self.gamma * first.value + value, self.gamma * first.grad, by_inputs)
 
 
 class HiddenPenalty(NamedTuple):
-    """Fewer and later spikes: what is left of the window after each spike, summed over a neuron's, as a share of it.
-
-    Counts themselves have no gradient; a spike that is pushed beyond the window is gone.
+    """Fewer and later spikes, and no neurons that never spike.
 
     Args:
-        weight: Of the mean over samples and neurons.
+        spikes: Of what is left of the window after each spike, as a share of it, summed over a neuron's spikes, mean
+            over samples and neurons. Counts themselves have no gradient; a spike that is pushed beyond the window is
+            gone.
+        silent: Of what neurons that are silent in the whole batch lack to the threshold, each in the sample and at the
+            time at which its membrane is highest, mean over all neurons.
     """
 
-    weight: float
+    spikes: float
+    silent: float
 
     def value(self, layer: SpikingLayer, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The penalty, 0-dimensional; differentiable. See :class:`OutputPenalty`."""
-        left = torch.where(outputs < torch.inf, layer.t_max - outputs, 0.0)
-        return self._share(layer, outputs) * left.sum()
+        total = self._share(layer, outputs) * _left(layer, outputs).sum()
+        found = silent_in_all_samples(layer, inputs, outputs) if self.silent else None
+        return total if found is None else total + self.silent / layer.weight.shape[1] * found.lack().sum()
 
     def vjp(self, layer: SpikingLayer, inputs: Tensor, outputs: Tensor) -> Penalty:
-        """The penalty without an autograd graph."""
-        if not self.weight:
-            return Penalty(outputs.new_zeros(()), None, None)
-        by_outputs = (outputs < torch.inf).to(outputs) * -self._share(layer, outputs)
-        return Penalty(self.value(layer, inputs, outputs), by_outputs, None)
+        """The penalty without an autograd graph; the layer's parameters get their gradients."""
+        value, by_outputs = outputs.new_zeros(()), None
+        if self.spikes:
+            share = self._share(layer, outputs)
+            value, by_outputs = share * _left(layer, outputs).sum(), (outputs < torch.inf).to(outputs) * -share
+        found = silent_in_all_samples(layer, inputs, outputs) if self.silent else None
+        lack, by_inputs = _pulled(found, self.silent / layer.weight.shape[1], inputs)
+        return Penalty(value + lack, by_outputs, by_inputs)
 
     def _share(self, layer: SpikingLayer, outputs: Tensor) -> float:
-        return self.weight / (layer.t_max * max(1, outputs[..., 0].numel()))
+        return self.spikes / (layer.t_max * max(1, outputs[..., 0].numel()))
+
+
+def _left(layer: SpikingLayer, outputs: Tensor) -> Tensor:
+    """What is left of the window after each spike."""
+    return torch.where(outputs < torch.inf, layer.t_max - outputs, 0.0)
+
+
+def _pulled(found: Silence | None, share: float, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A share of the sum of what silent neurons lack, and its gradient by the layer's inputs."""
+    if found is None:
+        return inputs.new_zeros(()), None
+    lack = found.lack()
+    return share * lack.sum(), found.pull(-share * (lack > 0).to(lack), inputs)

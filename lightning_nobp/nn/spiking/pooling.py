@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.functional.spiking.events import whole
 from lightning_nobp.nn.backprop import Pullback, register_vjp
 
 
@@ -21,7 +22,7 @@ class EarliestSpikePool2d(nn.Module):
 
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
-        if kernel_size < 1:
+        if whole(kernel_size, "kernel_size") < 1:
             raise ValueError(f"kernel_size={kernel_size} must be at least 1")
         self.kernel_size = kernel_size
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nobp.functional.spiking import first_spike_logits, spike_trace
+from lightning_nobp.functional.spiking.events import check_spike_times
 from lightning_nobp.functional.spiking.potential import free_potential, free_potential_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 
@@ -29,6 +30,7 @@ class FirstSpike(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, classes)`` of spike times ``(batch, classes, spikes)``, padded with infinity."""
+        check_spike_times(spikes)
         return first_spike_logits(spikes, self.sigma, self.t_max)
 
     def extra_repr(self) -> str:
@@ -64,6 +66,7 @@ class SpikeTrace(nn.Module):
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, classes)`` of spike times ``(batch, classes, spikes)``, padded with infinity."""
+        check_spike_times(spikes)
         return spike_trace(spikes, self.tau_out) / self.sigma
 
     def extra_repr(self) -> str:
@@ -95,7 +98,7 @@ class SpikeCount(nn.Module):
 
 _NO_GRADIENT = (
     "SpikeCount has no gradient: train with FirstSpike or SpikeTrace (readout='first_spike' or 'trace'), and count "
-    "where you evaluate"
+    "where you evaluate: nn.Sequential(*network[:-1], SpikeCount())"
 )
 
 
@@ -113,6 +116,10 @@ def _spike_count(layer: SpikeCount, spikes: Tensor, needs_input_grad: bool) -> t
 
 class MembraneReadout(nn.Module):
     """Leaky integrators without threshold: scores are their potentials at the end.
+
+    Attributes:
+        weight: ``(in_features, num_classes)``.
+        is_scaled: Whether :func:`initialise_from_data` has scaled the weights; it is part of the state.
 
     Args:
         in_features: Input neurons.
@@ -145,20 +152,31 @@ class MembraneReadout(nn.Module):
                 raise ValueError(f"{name}={tau} must be positive; float('inf') is no decay")
         self.in_features, self.num_classes = in_features, num_classes
         self.tau_v, self.tau_i, self.t_max = tau_v, tau_i, t_max
+        self.is_scaled = False
         self.weight = nn.Parameter(torch.empty(in_features, num_classes, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
         nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        self.is_scaled = False
+
+    def get_extra_state(self) -> Tensor:
+        """Whether the weights have been scaled by data."""
+        return torch.tensor(self.is_scaled, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Weights that have been scaled are not scaled again."""
+        self.is_scaled = bool(state)
 
     def forward(self, spikes: Tensor) -> Tensor:
         """Scores ``(batch, num_classes)`` of spike times ``(batch, in_features, spikes)``, padded with infinity."""
+        check_spike_times(spikes)
         return free_potential(spikes, self.weight, self.t_max, self.tau_v, self.tau_i)
 
     def operations(self, spikes: Tensor) -> Tensor:
         """Synaptic operations of each sample, ``(batch,)``."""
-        return (spikes < self.t_max).flatten(1).sum(1) * self.num_classes
+        return (spikes <= self.t_max).flatten(1).sum(1) * self.num_classes
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing."""

@@ -8,13 +8,13 @@ from spiking_toys import INF
 from torch.nn import functional as F
 
 from lightning_nobp.functional.spiking import (
-    count_loss,
     first_spike_cross_entropy,
     first_spike_logits,
     first_time_penalty,
     spike_time_mse,
     spike_trace,
     trace_cross_entropy,
+    trace_mse,
 )
 
 T_MAX = 2.0
@@ -29,12 +29,18 @@ def spike_times():
     return torch.where(torch.arange(4) < counts[..., None], times, INF)
 
 
-WANTED = spike_times().nan_to_num(posinf=INF)
+def wanted_times():
+    """Others, the same whenever they are asked for."""
+    generator = torch.Generator().manual_seed(1)
+    times = T_MAX * torch.rand(5, 3, 4, dtype=torch.float64, generator=generator).sort(2).values
+    return torch.where(times < 1.5, times, INF)
+
+
 LOSSES = {
     "first spike": lambda t: first_spike_cross_entropy(t, TARGET, 0.2, T_MAX),
-    "spike times": lambda t: spike_time_mse(t, WANTED, T_MAX),
+    "spike times": lambda t: spike_time_mse(t, wanted_times(), T_MAX),
     "trace": lambda t: trace_cross_entropy(t, TARGET, 0.7),
-    "count": lambda t: count_loss(t, torch.tensor([1.0, 0.0, 3.0]).double(), 0.7),
+    "count": lambda t: trace_mse(t, torch.tensor([1.0, 0.0, 3.0]).double(), 0.7),
     "first time": lambda t: first_time_penalty(t, 1.2),
 }
 
@@ -77,4 +83,22 @@ def test_missing_spikes_are_late_and_unwanted_ones_do_not_count():
     assert torch.allclose(loss.grad, torch.tensor([[[-0.2, 0.0], [0.0, 0.0]]]))
 
 
-# Silent neurons
+def test_a_spike_at_the_end_of_the_window_has_the_gradient_that_autograd_gives_it():
+    times = torch.tensor([[[T_MAX], [1.0]]], requires_grad=True)
+    loss = first_spike_cross_entropy(times, torch.tensor([0]), 0.5, T_MAX)
+    assert torch.allclose(loss.grad, torch.autograd.grad(loss.value, times)[0])
+    assert bool((loss.grad != 0).all())
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda t: first_spike_cross_entropy(t, TARGET, 0.0, T_MAX), "sigma=0.0 must be positive and finite"),
+        (lambda t: first_spike_cross_entropy(t, TARGET, 0.1, INF), "t_max=inf must be positive and finite"),
+        (lambda t: trace_cross_entropy(t, TARGET, INF), "tau_out=inf must be positive and finite, or the loss has no"),
+        (lambda t: trace_mse(t, torch.ones(3), -1.0), "tau_out=-1.0 must be positive"),
+    ],
+)
+def test_losses_without_a_gradient_are_refused(loss, message):
+    with pytest.raises(ValueError, match=message):
+        loss(spike_times())

@@ -11,6 +11,7 @@ from lightning_nobp.functional.spiking.potential import free_potential
 from lightning_nobp.nn import (
     LatencyEncoder,
     RegularEncoder,
+    SpikeCount,
     SpikingCNN,
     SpikingLinear,
     SpikingMLP,
@@ -46,7 +47,8 @@ def test_presets_give_scores(kind, readout, encoder):
 
 
 def test_a_network_that_counts_can_only_evaluate():
-    network = make(SpikingMLP, readout="count")
+    trained = make(SpikingMLP)
+    network = nn.Sequential(*trained[:-1], SpikeCount())
     with torch.no_grad():
         assert network(images(3)).shape == (3, 5)
     with pytest.raises(TypeError, match=r"network\.5: SpikeCount has no gradient"):
@@ -115,13 +117,26 @@ def test_a_silent_layer_is_named():
         initialise_from_data(network, torch.full((5, 4), 0.5))
     with pytest.raises(ValueError, match=r"network\.2 gets no spike before t_ref=0\.001: give a later one"):
         initialise_from_data(network, torch.rand(5, 4), t_ref=0.001)
-    with pytest.raises(ValueError, match=r"network\.1, a SpikingLinear, is silent: a fraction of 1\.0.*lower theta"):
+    with pytest.raises(ValueError, match=r"network\.1, a SpikingLinear, is silent: none of its neurons .*lower theta"):
         initialise_from_data(network, torch.rand(5, 4), gain=1e-3)
+
+
+def test_weights_without_a_pattern_are_told_apart_from_inputs_without_one():
+    network = nn.Sequential(LatencyEncoder(value_range=(0, 1)), SpikingLinear(4, 6), SpikingLinear(6, 3))
+    x = torch.rand(20, 4)
+    nn.init.zeros_(network[2].weight)
+    initialise_from_data(network, x)
+    # Outputs that are all the same: they differ once they have learnt.
+    assert float(network[2].weight.min()) == float(network[2].weight.max()) > 0
+    nn.init.zeros_(network[1].weight)
+    with pytest.raises(ValueError, match=r"network\.1: its weights are all 0, and give no pattern to scale"):
+        initialise_from_data(network, x)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"readout": "count"}, "readout='count' is not one of 'first_spike', 'trace', 'membrane'"),
         ({"readout": "loudest"}, "readout='loudest' is not one of 'first_spike'"),
         ({"t_max": 1.0, "encoder": LatencyEncoder(1.5)}, r"t_max=1\.0 must be after the last input.* at 1\.5"),
         ({"max_spikes": 0}, "max_spikes=0 must be positive"),

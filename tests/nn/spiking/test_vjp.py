@@ -18,6 +18,7 @@ from lightning_nobp.nn import (
     SpikingConv2d,
     SpikingLinear,
     ThresholdCrossingEncoder,
+    initialise_from_data,
     vjp,
 )
 from lightning_nobp.rules.hyperparameters import to_plain
@@ -192,6 +193,45 @@ def test_a_negative_delay_is_0_and_can_grow_again_in_training(training):
     assert (found[which] != 0).tolist() == [training, True, True, True, training, True]
 
 
+def test_looking_at_a_layer_does_not_move_its_delays():
+    layer, x = linear(delays=True), spikes(4, 6, 3)
+    with torch.no_grad():
+        layer.delay.copy_(torch.tensor([-0.1, 0.0, 0.1, 0.0, -0.2, 0.3]))
+    before = layer.delay.clone()
+    layer.operations(x)
+    layer.arrivals(x)
+    assert torch.equal(layer.delay, before)
+
+
+def test_operations_are_of_spikes_that_arrive_in_time():
+    layer, x = linear(delays=True), torch.tensor([[[1.0], [0.1], [INF], [2.0], [1.9], [0.0]]], dtype=F64)
+    with torch.no_grad():
+        layer.delay.copy_(torch.tensor([1.5, 1.5, 0.0, 0.0, 0.2, 2.0]))
+    assert layer.operations(x).tolist() == [3 * 5]
+    # A spike at the very end arrives, at whatever is behind it.
+    assert MembraneReadout(6, 5).operations(x).tolist() == [5 * 5]
+    assert conv(2, 3, 3).operations(torch.zeros(2, 2, 5, 4, 2, dtype=F64)).tolist() == [3 * 2 * 18 * 2 * 3] * 2
+
+
+def test_times_that_are_no_numbers_are_refused_by_the_next_layer():
+    with pytest.raises(ValueError, match="spike_times hold nan"):
+        SpikingLinear(2, 2)(torch.full((1, 2, 1), math.nan))
+    with pytest.raises(ValueError, match="spike_times hold nan"):
+        vjp(SpikingLinear(2, 2), torch.tensor([[[0.1], [math.nan]]]))
+
+
+def test_the_state_says_whether_weights_are_scaled():
+    network = nn.Sequential(linear(), MembraneReadout(5, 3, dtype=F64))
+    initialise_from_data(network, spikes(4, 6, 3))
+    twin = nn.Sequential(linear(), MembraneReadout(5, 3, dtype=F64))
+    assert not any(layer.is_scaled for layer in twin)
+    twin.load_state_dict(network.state_dict())
+    assert all(layer.is_scaled for layer in twin)
+    for layer in twin:
+        layer.reset_parameters()
+        assert not layer.is_scaled
+
+
 def test_learned_constants_start_where_they_are_told():
     tau_v, tau_i = linear(1.5, 0.25, learn_tau=True).time_constants()
     assert (float(tau_v), float(tau_i)) == pytest.approx((1.5, 0.25), rel=1e-12)
@@ -276,10 +316,18 @@ def test_layers_are_built_on_meta(name):
         (lambda: LatencyEncoder(0.0), "t_last=0.0 must be positive"),
         (lambda: LatencyEncoder(threshold=1.0), "threshold=1.0 must be below 1"),
         (lambda: LatencyEncoder(value_range=(1.0, 0.0)), "value_range="),
-        (lambda: LatencyEncoder()(torch.tensor([[math.nan]])), "give finite numbers"),
+        (lambda: LatencyEncoder()(torch.tensor([[math.nan]])), "inputs hold nan or infinity: give finite numbers"),
         (lambda: LatencyEncoder()(torch.zeros(2, 2, dtype=torch.uint8)), "inputs of type torch.uint8"),
         (lambda: ThresholdCrossingEncoder((0.5, 0.2)), r"thresholds=\[0.5, 0.2\] must ascend"),
         (lambda: RegularEncoder(0), "max_spikes=0 must be at least 1"),
+        (lambda: FirstSpike()(torch.zeros(2, 3)), r"spikes of shape \(2, 3\): give \(batch, neurons, spikes\)"),
+        (lambda: SpikeTrace()(torch.zeros(2, 3, 0)), "at least one place a neuron"),
+        (lambda: FirstSpike()(torch.full((2, 3, 1), math.nan)), "spike_times hold nan"),
+        (lambda: SpikeTrace()(torch.full((2, 3, 1), math.nan)), "spike_times hold nan"),
+        (lambda: MembraneReadout(3, 2)(torch.full((2, 3, 1), math.nan)), "spike_times hold nan"),
+        (lambda: SpikingLinear(2, 2)(torch.full((1, 2, 1), -INF)), "times begin at -inf"),
+        (lambda: SpikingLinear(0, 2), "a layer with 0 inputs: give at least one"),
+        (lambda: SpikingLinear(2, -1), "a layer with -1 outputs: give at least one"),
         (lambda: FirstSpike(0.0), "sigma=0.0 must be positive"),
         (lambda: SpikeTrace(INF), "tau_out=inf must be positive and finite"),
         (lambda: MembraneReadout(2, 2, tau_v=-1.0), "tau_v=-1.0 must be positive"),
@@ -288,6 +336,18 @@ def test_layers_are_built_on_meta(name):
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("bad", [2.5, 4.0, math.nan])
+def test_numbers_of_spikes_that_are_not_whole_are_refused(bad):
+    for make in (lambda: SpikingLinear(2, 2, max_spikes=bad), lambda: RegularEncoder(bad)):
+        with pytest.raises(TypeError, match=f"max_spikes={bad} is no whole number"):
+            make()
+
+
+def test_spikes_of_another_type_are_refused():
+    with pytest.raises(TypeError, match=r"spikes of torch\.float64 and weights of torch\.float32: convert"):
+        SpikingLinear(2, 2)(torch.zeros(1, 2, 1, dtype=F64))
 
 
 def test_counts_cannot_train():
