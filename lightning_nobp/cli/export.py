@@ -79,7 +79,8 @@ def export(checkpoint: Path, file: Path) -> float:
     rule, content = _load(checkpoint)
     if any(isinstance(module, SpikingLayer) for module in rule.modules()):
         raise ValueError(
-            f"{checkpoint} holds a spiking network, whose events are found as they come: it has no graph to export"
+            f"{checkpoint} holds a spiking network, whose events are found as they come: it has no graph to export. "
+            f"Load it where it is used, by {type(rule).__name__}.load_from_checkpoint"
         )
     if rule.input_shape is None:
         raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")

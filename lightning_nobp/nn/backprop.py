@@ -22,7 +22,7 @@ VJPRule = Callable[[Any, Tensor, bool], tuple[Tensor, Pullback]]
 Check = Callable[[Any, str], object]
 _Rule = TypeVar("_Rule", bound=VJPRule)
 
-BY_AUTOGRAD = "let autograd do it: engine='autograd', of QuaternionBackprop backward_mode='autograd'"
+BY_AUTOGRAD = "let autograd do it: Backprop(engine='autograd'), QuaternionBackprop(backward_mode='autograd')"
 """What to do about a layer without a written backward pass, whichever the rule."""
 
 _RULES: dict[type[nn.Module], VJPRule] = {}

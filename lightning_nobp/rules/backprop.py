@@ -73,9 +73,20 @@ class Backprop(ClassificationRule):
         else:
             with torch.no_grad():
                 scores, pullback = vjp(self.built_network(), x)
-                loss, grad = _LOSSES[self.loss](scores, target)
+                loss, grad = self.loss_derivative(scores, target)
                 pullback(grad)
         return {"loss": loss.detach(), "accuracy": accuracy(scores.detach(), target)}
+
+    def loss_derivative(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`loss_function` and its gradient by the scores: by formula, or autograd's if a subclass has its own.
+
+        Args:
+            scores: ``(batch, num_classes)``.
+            target: ``(batch,)``, class numbers.
+        """
+        if type(self).loss_function is not Backprop.loss_function:
+            return self.derived_loss(scores, target)
+        return _LOSSES[self.loss](scores, target)
 
     def loss_function(self, scores: Tensor, target: Tensor) -> Tensor:
         """The loss, by autograd's operations.

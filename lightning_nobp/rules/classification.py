@@ -203,6 +203,18 @@ class ClassificationRule(LearningRule):
         """
         return self.loss_function(outputs["scores"], target)
 
+    def derived_loss(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`loss_function` and its gradient by the scores, whatever a subclass made of it; by autograd.
+
+        Args:
+            scores: ``(batch, num_classes)``.
+            target: ``(batch,)``, class numbers.
+        """
+        with torch.enable_grad():
+            scores = scores.detach().requires_grad_()
+            loss = self.loss_function(scores, target)
+            return loss.detach(), torch.autograd.grad(loss, scores)[0]
+
     def global_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor | None:
         """:meth:`loss_function` of the whole network, with its autograd graph."""
         x, target = batch[:2]

@@ -91,7 +91,7 @@ def raster(rule: SpikeTimingBackprop) -> Figure:
     x, target = next(iter(data.test_dataloader()))[:2]
     outputs = rule.outputs(x)
     trains = [outputs[name][0].detach().flatten(0, -2) for name in outputs if name.startswith("spikes/")]
-    return raster_figure(trains, f"class {int(target[0])}", 200)
+    return raster_figure(trains, int(target[0]), 200)
 
 
 def main() -> None:

@@ -31,14 +31,14 @@ def test_what_is_drawn_are_the_samples_spikes(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "lightning_nobp.callbacks.spike_raster.raster_figure",
-        lambda layers, title, most, names: drawn.append((layers, title)) or raster_figure(layers, title, most, names),
+        lambda layers, label, most, names: drawn.append((layers, label)) or raster_figure(layers, label, most, names),
     )
     rule = fit(tmp_path, SpikeRaster(sample=3))
-    [(layers, title)] = drawn
+    [(layers, label)] = drawn
     x, target = next(iter(loader()))
     with torch.no_grad():
         outputs = rule.eval().outputs(x)
-    assert title == f"class {int(target[3])}"
+    assert label == target[3]
     assert len(layers) == 3
     for n, spikes in enumerate(layers):
         assert torch.equal(spikes, outputs[f"spikes/{n}"][3])
@@ -52,13 +52,23 @@ def test_the_last_layer_of_a_network_without_output_neurons_is_a_hidden_one():
 
 
 def test_a_panel_for_each_layer_with_a_row_for_each_of_the_most_active_neurons():
-    layers = [torch.tensor([[0.1, 0.2], [INF, INF], [0.3, INF]]), torch.tensor([[INF, INF]]), torch.tensor([[0.5]])]
-    axes = raster_figure(layers, most_neurons=2).axes
-    assert [a.get_ylabel() for a in axes] == ["outputs\n1 of 1", "hidden 1\n1 of 1", "inputs\n2 of 3"]
-    assert [c.get_positions() for c in axes[2].collections] == [
-        pytest.approx([0.1, 0.2]),
-        pytest.approx([0.3]),
+    layers = [
+        torch.tensor([[0.1, 0.2], [INF, INF], [0.3, INF], [INF, INF]]),
+        torch.tensor([[INF, INF]]),
+        torch.tensor([[0.5], [0.4]]),
     ]
+    outputs, hidden, inputs = raster_figure(layers, label=1, most_neurons=3).axes
+    assert [a.get_ylabel() for a in (outputs, hidden, inputs)] == [
+        "outputs\n2 of 2",
+        "hidden 1\n1 of 1",
+        "inputs\n2 of 4",
+    ]
+    assert [a.get_title(loc="right") for a in (outputs, inputs)] == ["2 of 2 spikes", "3 of 3 spikes"]
+    assert [c.get_positions() for c in inputs.collections] == [pytest.approx([0.1, 0.2]), pytest.approx([0.3])]
+    # By their numbers, the right class apart.
+    assert [c.get_lineoffset() for c in inputs.collections] == [0, 2]
+    first, second = (c.get_color().ravel().tolist() for c in outputs.collections)
+    assert first != second
 
 
 def test_bad_use_is_named(tmp_path):
@@ -69,5 +79,5 @@ def test_bad_use_is_named(tmp_path):
         SpikeRaster(sample=-1)
     with pytest.raises(ValueError, match="sample=99: the first validation batch has 16 samples"):
         fit(tmp_path, SpikeRaster(sample=99))
-    with pytest.raises(TypeError, match="SpikeRaster needs a rule that hands on spikes"):
-        fit(tmp_path, SpikeRaster(), backprop())
+    with pytest.raises(TypeError, match=r"SpikeRaster needs a rule that hands on spikes.* not a Backprop"):
+        fit(tmp_path, SpikeRaster(), backprop(), limit_train_batches=0)

@@ -1,11 +1,14 @@
 """The rule: two engines, two losses, without a Trainer and with one."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from toys import backprop, blobs, loader, plain_loop, trainer, weights
 
 from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.nn import MLP
 from lightning_nobp.rules import Backprop
 
 
@@ -43,6 +46,23 @@ def test_reported_loss_is_the_trained_one(loss):
     trained = rule.compute_gradients(batch)["loss"]
     torch.testing.assert_close(trained, rule.loss_function(rule(batch[0]), batch[1]).detach())
     torch.testing.assert_close(trained, rule.global_loss(batch).detach())
+
+
+class _Margin(Backprop):
+    def loss_function(self, scores, target):
+        return torch.nn.functional.multi_margin_loss(scores, target)
+
+
+@pytest.mark.parametrize("engine", ["explicit", "autograd"])
+def test_a_subclass_with_a_loss_of_its_own_learns_that(engine):
+    torch.manual_seed(0)
+    rule = _Margin(network=partial(MLP, hidden_dims=(8,)), num_classes=3, input_shape=(1, 2, 3), engine=engine)
+    batch = blobs().tensors
+    trained = rule.compute_gradients(batch)["loss"]
+    loss = rule.global_loss(batch)
+    torch.testing.assert_close(trained, loss.detach())
+    expected = torch.autograd.grad(loss, list(rule.parameters()))
+    torch.testing.assert_close([p.grad for p in rule.parameters()], list(expected))
 
 
 def test_plain_torch_loop():
