@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_nobp.functional.hamiltonian.checks import check_finite
 from lightning_nobp.functional.hamiltonian.echo import Simulation, System
 from lightning_nobp.functional.hamiltonian.flows import Drives
 from lightning_nobp.functional.hamiltonian.integrator import run
@@ -34,10 +35,15 @@ def reversal_error(
     Returns:
         The distance ``(batch,)`` over the size of the state, that at the start or the end, whichever is larger. Some
         hundred rounding errors are fine; in a chaotic system they grow exponentially with time.
+
+    Raises:
+        FloatingPointError: The first run leaves the finite numbers; the message names the step.
     """
     space, simulation = system.space, Simulation(system, dt, n_steps, n_steps)
     order = range(n_steps)
-    end = run(simulation.flows(Drives(drives), damping), state, dt=dt, order=order)
+    flows = simulation.flows(Drives(drives), damping)
+    end = run(flows, state, dt=dt, order=order)
+    check_finite(end, flows, state, dt, n_steps)
     back = run(simulation.flows(Drives(drives), -damping), space.reverse(end), dt=dt, order=order[::-1])
     distance = sizes(added(space.reverse(back), state, -1.0))
     largest = torch.maximum(sizes(state), sizes(end))

@@ -102,10 +102,10 @@ class EchoLayer(nn.Module):
         if torch.compiler.is_compiling():
             return _plain(simulation, state, drives)
         check_state(state, drives, simulation.system.space)
-        if self.training and not self._is_checked:
-            self.check(state, drives)
-            self._is_checked = True
         try:
+            if self.training and not self._is_checked:
+                self.check(state, drives)
+                self._is_checked = True
             if self.gradient_engine == "autograd":
                 return _checked(simulation, state, drives)
             return tuple(part[0] for part in simulate(simulation, state, drives))
@@ -144,8 +144,8 @@ class EchoLayer(nn.Module):
         Raises:
             ValueError: The message.
         """
-        # Infinity is refused too, NaN is for the simulation to tell.
-        if error > torch.finfo(dtype).eps ** 0.5:
+        # NaN is more than any rounding.
+        if not error <= torch.finfo(dtype).eps ** 0.5:
             raise ValueError(f"{self.label}, of a {type(self.system).__name__}: {message.format(error=error)}")
 
     def extra_repr(self) -> str:

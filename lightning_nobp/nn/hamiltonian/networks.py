@@ -37,21 +37,22 @@ class PositionEncoder(nn.Module):
 
     Args:
         n_units: Number of units, at least that of the inputs.
+        amplitude: What inputs are multiplied with.
         pool: Side of the squares of pixels of which the mean is taken; 1 for none.
     """
 
-    def __init__(self, n_units: int, pool: int = 1) -> None:
+    def __init__(self, n_units: int, amplitude: float = 1.0, pool: int = 1) -> None:
         super().__init__()
-        self.n_units, self.pool = n_units, pool
+        self.n_units, self.amplitude, self.pool = n_units, amplitude, pool
 
     def forward(self, x: Tensor) -> Tensor:
         """Positions ``(batch, n_units)`` of inputs ``(batch, ...)``."""
-        x = _pooled(x, self.pool)
+        x = self.amplitude * _pooled(x, self.pool)
         return nn.functional.pad(x, (0, self.n_units - x.shape[1]))
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        return f"{self.n_units}, pool={self.pool}"
+        return f"{self.n_units}, amplitude={self.amplitude}, pool={self.pool}"
 
 
 class DriveEncoder(nn.Module):
@@ -111,6 +112,7 @@ class DuffingClassifier(HamiltonianNetwork):
         dt: Length of one.
         alpha: Stiffness of the springs.
         beta: How fast they harden.
+        amplitude: What inputs are multiplied with.
         gain: Of the scores.
         pool: Side of the squares of pixels of which the mean is taken; 1 for none.
 
@@ -127,6 +129,7 @@ class DuffingClassifier(HamiltonianNetwork):
         dt: float = 0.2,
         alpha: float = 1.0,
         beta: float = 1.0,
+        amplitude: float = 1.0,
         gain: float = 4.0,
         pool: int = 1,
     ) -> None:
@@ -134,12 +137,13 @@ class DuffingClassifier(HamiltonianNetwork):
             raise ValueError(f"hidden_units={hidden_units} must be at least 0")
         n_units = _pooled_size(input_shape, pool) + hidden_units + num_classes
         super().__init__(
-            PositionEncoder(n_units, pool),
+            PositionEncoder(n_units, amplitude, pool),
             HamiltonianLayer(DuffingNetwork(n_units, alpha, beta), dt, n_steps),
             LastUnits(num_classes, gain),
         )
         self.input_shape, self.num_classes, self.hidden_units = tuple(input_shape), num_classes, hidden_units
-        self.n_steps, self.dt, self.alpha, self.beta, self.gain, self.pool = n_steps, dt, alpha, beta, gain, pool
+        self.n_steps, self.dt, self.alpha, self.beta = n_steps, dt, alpha, beta
+        self.amplitude, self.gain, self.pool = amplitude, gain, pool
 
 
 class LogCoshClassifier(HamiltonianNetwork):
