@@ -73,7 +73,8 @@ class DriveEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, None, Tensor]:
         """Positions ``(batch, n_units)``, no momenta, and a drive ``(batch, drive_features)``."""
         u: Tensor = self.linear(_pooled(x, self.pool))
-        return u.new_zeros(len(u), self.n_units), None, u
+        # len() would bind an exported network to the size of one batch.
+        return u.new_zeros(u.shape[0], self.n_units), None, u
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
