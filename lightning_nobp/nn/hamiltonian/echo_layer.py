@@ -1,6 +1,6 @@
 """The base of layers that simulate a physical system."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -69,6 +69,8 @@ class EchoLayer(nn.Module):
         self.imperfections = None
         self.label = type(self).__name__
         """What error messages call the layer; a rule writes its place in the network here."""
+        self.watcher: Callable[[State, Sequence[Tensor]], None] | None = None
+        """Is told the start and the drives of every simulation."""
         self._is_checked = False
 
     def simulation(self, like: Tensor) -> Simulation:
@@ -100,8 +102,10 @@ class EchoLayer(nn.Module):
         """
         simulation = self.simulation(state[0])
         if torch.compiler.is_compiling():
-            return _plain(simulation, state, drives)
+            return plain_run(simulation, state, drives)
         check_state(state, drives, simulation.system.space)
+        if self.watcher is not None:
+            self.watcher(state, drives)
         try:
             if self.training and not self._is_checked:
                 self.check(state, drives)
@@ -132,6 +136,17 @@ class EchoLayer(nn.Module):
             f"{steps} steps of it, reversed in time, end off their start by {{error:.1e}} of the state: its flows must "
             "be exact, the same at every call, and the same for reversed momenta",
         )
+
+    def diagnose(self, state: State, drives: Sequence[Tensor]) -> dict[str, float]:
+        """What there is to know of a simulation, by name: its ``reversal_error``.
+
+        Args:
+            state: At the start.
+            drives: What acts on it.
+        """
+        system: System = self.system  # type: ignore[assignment]
+        error = reversal_error(system, state, drives, dt=self.dt, n_steps=self.n_steps, damping=self.damping)
+        return {"reversal_error": float(error.max())}
 
     def refuse(self, error: float, dtype: torch.dtype, message: str) -> None:
         """Refuse an error that is more than rounding.
@@ -173,13 +188,20 @@ def default_eta(dtype: torch.dtype) -> float:
     return 1e-2 if torch.finfo(dtype).eps > 1e-10 else 1e-5
 
 
-def _plain(simulation: Simulation, state: State, drives: Sequence[Tensor]) -> State:
+def plain_run(simulation: Simulation, state: State, drives: Sequence[Tensor]) -> State:
+    """The state at the end, by operations that autograd sees.
+
+    Args:
+        simulation: What runs.
+        state: At the start.
+        drives: What acts on it.
+    """
     flows = simulation.flows(Drives(drives), simulation.damping)
     return run(flows, state, dt=simulation.dt, order=range(simulation.n_steps))
 
 
 def _checked(simulation: Simulation, state: State, drives: Sequence[Tensor]) -> State:
-    end = _plain(simulation, state, drives)
+    end = plain_run(simulation, state, drives)
     flows = simulation.flows(Drives(drives), simulation.damping)
     check_finite(end, flows, state, simulation.dt, simulation.n_steps)
     return end

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.hamiltonian import NudgeMode, State
-from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine
+from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine, plain_run
 from lightning_nobp.nn.hamiltonian.spectrum import probe
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
 
@@ -102,6 +102,29 @@ class HamiltonianLayer(EchoLayer):
         self._compare("velocity", velocity, "kinetic", system.kinetic, nearby)
         self.check_time_step(self.dt_omega(q, drives))
         super().check((q, p), drives)
+
+    def diagnose(self, state: State, drives: Sequence[Tensor]) -> dict[str, float]:
+        """``reversal_error``; ``dt_omega`` at the start or the end, and ``energy_drift``, if energy is to be kept.
+
+        Args:
+            state: Positions and momenta at the start.
+            drives: What acts on the system.
+
+        Raises:
+            ValueError: Learning has made the time step too long.
+        """
+        with torch.no_grad():
+            q, p = state
+            q_end, p_end = plain_run(self.simulation(q), state, drives)
+            u = drives[0] if drives else None
+            dt_omega = max(self.dt_omega(q, drives), self.dt_omega(q_end, drives[-1:]))
+            self.check_time_step(dt_omega)
+            values = super().diagnose(state, drives) | {"dt_omega": dt_omega}
+            if self.damping or len(drives) > 1:
+                return values
+            before, after = self.system.energy(q, p, u), self.system.energy(q_end, p_end, u)
+            scale = torch.maximum(before.abs(), after.abs()).clamp_min(torch.finfo(before.dtype).tiny)
+            return values | {"energy_drift": float(((after - before).abs() / scale).max())}
 
     def _compare(self, name: str, found: Tensor, of: str, energy: Callable[[Tensor], Tensor], at: Tensor) -> None:
         with torch.enable_grad():
