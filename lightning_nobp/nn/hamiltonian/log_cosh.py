@@ -56,9 +56,9 @@ class LogCoshNetwork(HamiltonianSystem):
 
     def potential(self, q: Tensor, u: Tensor | None) -> Tensor:
         """See the class."""
-        stretch = self._stretch(q, u).abs()
+        doubled = self.doubled_stretch(q, u).abs()
         # cosh itself overflows early.
-        log_cosh = stretch + F.softplus(-2 * stretch) - log(2)
+        log_cosh = doubled / 2 + F.softplus(-doubled) - log(2)
         return self.alpha / 2 * q.square().sum(dim=1) + log_cosh.sum(dim=1)
 
     def potential_gradient(self, q: Tensor, u: Tensor | None) -> Tensor:
@@ -67,7 +67,8 @@ class LogCoshNetwork(HamiltonianSystem):
 
     def tension(self, q: Tensor, u: Tensor | None) -> Tensor:
         """Of the springs that yield ``(batch, hidden_features)``: ``tanh(W q + u + b)``, which is ``dV/du``."""
-        return self._stretch(q, u).tanh()
+        # tanh(x) by sigmoid(2x): on a CPU torch's tanh takes as long as a product of matrices.
+        return self.doubled_stretch(q, u).sigmoid() * 2 - 1
 
     def pull(self, q: Tensor, tension: Tensor) -> Tensor:
         """``dV/dq`` of all springs."""
@@ -82,11 +83,18 @@ class LogCoshNetwork(HamiltonianSystem):
         """Derivatives by the weight and the bias."""
         return _SpringSums(self, weight)
 
-    def _stretch(self, q: Tensor, u: Tensor | None) -> Tensor:
-        if u is None:
-            return F.linear(q, self.weight, self.bias)
-        stretch = torch.addmm(u, q, self.weight.t())
-        return stretch if self.bias is None else stretch + self.bias
+    def doubled_stretch(self, q: Tensor, u: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """``2 (W q + u + b)``, ``(batch, hidden_features)``.
+
+        Args:
+            q: Positions.
+            u: The drive.
+            out: Where it is to be written.
+        """
+        shift = self.bias if u is None else u if self.bias is None else u + self.bias
+        if shift is None:
+            return torch.mul(q @ self.weight.t(), 2, out=out)
+        return torch.addmm(shift, q, self.weight.t(), beta=2, alpha=2, out=out)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -94,37 +102,32 @@ class LogCoshNetwork(HamiltonianSystem):
 
 
 class _SpringSums:
-    r"""Of :math:`t_+ q_+^T - t_- q_-^T = d_t m_q^T + m_t d_q^T` for two echoes, from differences and means."""
+    r"""Of :math:`t_+ q_+^T - t_- q_-^T`: tensions are written where the next product of several kicks reads them."""
 
     def __init__(self, system: LogCoshNetwork, weight: Tensor) -> None:
-        self.system, self.weight = system, weight.to(system.weight.dtype).unsqueeze(1)
+        self.system = system
+        self.signed = torch.cat([weight, -weight]).to(system.weight.dtype)
         learned = system.weight.requires_grad
-        self._products = OuterProducts(torch.zeros_like(system.weight)) if learned else None
+        self._products = OuterProducts(torch.zeros_like(system.weight.t())) if learned else None
         bias = system.bias
         self._by_bias = torch.zeros_like(bias) if bias is not None and bias.requires_grad else None
 
     def kick(self, q: Tensor, u: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
-        tension, weight = self.system.tension(q, u), self.weight * factor
+        signed = self.signed * factor
+        if self._products is None:
+            tension = self.system.tension(q, u)
+        else:
+            left, right = self._products.slots(len(q))
+            torch.mul(q, signed.unsqueeze(1), out=left)
+            tension = self.system.doubled_stretch(q, u, right).sigmoid_().mul_(2).sub_(1)
         if self._by_bias is not None:
-            plus, minus = tension.chunk(2)
-            self._by_bias.addmv_((plus - minus).t(), weight.squeeze(1))
-        if self._products is not None:
-            self._multiply(tension, q, weight)
+            self._by_bias.addmv_(tension.t(), signed)
         return self.system.pull(q, tension), None if u is None else tension
-
-    def _multiply(self, tension: Tensor, q: Tensor, weight: Tensor) -> None:
-        assert self._products is not None
-        left, right = self._products.slots(len(q))
-        half = len(q) // 2
-        torch.sub(tension[:half], tension[half:], out=left[:half]).mul_(weight)
-        torch.add(tension[:half], tension[half:], out=left[half:]).mul_(weight)
-        torch.add(q[:half], q[half:], out=right[:half])
-        torch.sub(q[:half], q[half:], out=right[half:])
 
     def gradients(self) -> dict[Tensor, Tensor]:
         found: dict[Tensor, Tensor] = {}
         if self._products is not None:
-            found[self.system.weight] = self._products.sum() / 2
+            found[self.system.weight] = self._products.sum().t()
         if self._by_bias is not None:
             assert self.system.bias is not None
             found[self.system.bias] = self._by_bias
