@@ -185,7 +185,9 @@ def draw_errors(
         axes.plot(etas, values, styles[dtype], color=colours[nudge], marker=".", label=f"{nudge}, {name}")
     for dtype, error in tangents.items():
         axes.axhline(error, color="grey", linestyle=styles[dtype], linewidth=0.8)
-    axes.set(xscale="log", yscale="log", ylim=(1e-16, 2), xlabel="eta, relative", ylabel="relative error of the gradient")
+    axes.set(
+        xscale="log", yscale="log", ylim=(1e-16, 2), xlabel="eta, relative", ylabel="relative error of the gradient"
+    )
     axes.legend(fontsize="small", ncols=2)
     figure.savefig(file, dpi=120)
 
