@@ -139,7 +139,7 @@ def errors(nudge: str, dtype: torch.dtype, etas: list[float]) -> list[float]:
 
 
 def show_errors(folder: Path | None) -> None:
-    etas = [10 ** (exponent / 2) for exponent in range(-14, 1)]
+    etas = [10 ** (exponent / 2) for exponent in range(-14, 0)]
     table = Table(title="Relative error of the gradient", title_justify="left")
     table.add_column("eta")
     kinds = [(nudge, dtype) for dtype in (torch.float64, torch.float32) for nudge in NUDGES]
