@@ -6,7 +6,7 @@
 engines run the same leapfrog with the same hand-written forces; autograd's graph goes through all time steps. The steps
 are those of the recipes: 74 driven units on MNIST of 14x14 pixels, and 334 coupled Duffing oscillators.
 
-*Memory*: growth of the resident memory of a child process while 334 Duffing oscillators, batch 128, are simulated and
+*Memory*: growth of the resident memory of a child process while 334 Duffing oscillators, batch 32, are simulated and
 learn once, from 100 to 5000 time steps.
 
 *Errors*: of the gradient of 30 Duffing oscillators, against autograd in float64, by size and kind of the nudge.
@@ -32,7 +32,7 @@ from torch import Tensor
 from lightning_nobp.functional.hamiltonian import hamiltonian_echo, leapfrog
 from lightning_nobp.nn import DuffingClassifier, DuffingNetwork, HamiltonianLayer, HamiltonianNetwork, LogCoshClassifier
 
-BATCH = 128
+BATCH, MEMORY_BATCH = 128, 32
 ENGINES = ("autograd", "echo", "adjoint")
 STEPS = (100, 200, 500, 1000, 2000, 5000)
 NUDGES = ("one_sided", "symmetric", "richardson")
@@ -87,7 +87,7 @@ def _grow(engine: str, n_steps: int, pipe: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layer = HamiltonianLayer(DuffingNetwork(334), 1e-3, n_steps, engine).eval()
-    q = torch.randn(BATCH, 334)
+    q = torch.randn(MEMORY_BATCH, 334)
     warm = HamiltonianLayer(layer.system, 1e-3, 10, engine).eval()
     warm(q)[0].sin().sum().backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -101,6 +101,8 @@ def growth(engine: str, n_steps: int) -> float:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_grow, args=(engine, n_steps, sender))
     process.start()
+    # Or a child that is killed for its memory would never be missed.
+    sender.close()
     found: float = receiver.recv()
     process.join()
     return found
