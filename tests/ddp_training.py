@@ -15,9 +15,18 @@ from toys import backprop, blobs, trainer, weights
 
 from lightning_nobp.callbacks import AttitudeError, LayerAccuracy, LayerGoodness, PredictionWriter, SparsityMask
 from lightning_nobp.datamodules import AttitudeDataModule, DigitsDataModule
-from lightning_nobp.nn import MLP, EquivariantMLP, ForwardForwardMLP, QuaternionAdam, ResCNet, SpikingMLP
+from lightning_nobp.nn import (
+    MLP,
+    DuffingClassifier,
+    EquivariantMLP,
+    ForwardForwardMLP,
+    QuaternionAdam,
+    ResCNet,
+    SpikingMLP,
+)
 from lightning_nobp.rules import (
     Backprop,
+    HamiltonianEcho,
     MultiplexedGradientDescent,
     QuaternionBackprop,
     ResidualCompensation,
@@ -198,6 +207,21 @@ def train_spiking(folder: Path, strategy: str) -> None:
         input_shape=(1, 2, 3),
         spike_penalty=0.1,
         optimizer=partial(torch.optim.SGD, lr=1e-3),
+    )
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
+    run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
+    run.fit(rule, datamodule=ShardedBlobs())
+
+
+def train_hamiltonian(folder: Path, strategy: str) -> None:
+    """Two epochs of coupled oscillators, the last batches uneven."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    rule = HamiltonianEcho(
+        network=partial(DuffingClassifier, hidden_units=4),
+        num_classes=3,
+        input_shape=(1, 2, 3),
+        optimizer=partial(torch.optim.SGD, lr=1e-2),
     )
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
     run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)

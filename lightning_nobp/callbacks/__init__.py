@@ -3,17 +3,20 @@
 from lightning_nobp.callbacks.attitude_error import AttitudeError
 from lightning_nobp.callbacks.colour_grid import ColourGrid
 from lightning_nobp.callbacks.depth_curve import DepthCurve
+from lightning_nobp.callbacks.echo_gradient_check import EchoGradientCheck
 from lightning_nobp.callbacks.figures import LogFigures
 from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
 from lightning_nobp.callbacks.ghr_gradient_check import GHRGradientCheck
 from lightning_nobp.callbacks.gradient_alignment import GradientAlignment
+from lightning_nobp.callbacks.gradient_check import GradientCheck
 from lightning_nobp.callbacks.hardware_clock import PLATFORMS, HardwareClock, Platform
 from lightning_nobp.callbacks.hardware_noise import HardwareNoise
 from lightning_nobp.callbacks.layer_accuracy import LayerAccuracy
 from lightning_nobp.callbacks.layer_goodness import LayerGoodness
 from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, load_layers
 from lightning_nobp.callbacks.prediction_writer import PredictionWriter
+from lightning_nobp.callbacks.reversal_monitor import ReversalMonitor
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.callbacks.sparsity_mask import SparsityMask
 from lightning_nobp.callbacks.spike_raster import SpikeRaster
@@ -24,10 +27,12 @@ __all__ = [
     "AttitudeError",
     "ColourGrid",
     "DepthCurve",
+    "EchoGradientCheck",
     "FilterFigure",
     "FitSummary",
     "GHRGradientCheck",
     "GradientAlignment",
+    "GradientCheck",
     "HardwareClock",
     "HardwareNoise",
     "LayerAccuracy",
@@ -36,6 +41,7 @@ __all__ = [
     "LogFigures",
     "Platform",
     "PredictionWriter",
+    "ReversalMonitor",
     "SparsityMask",
     "SpikeRaster",
     "StopWhenNoGain",

@@ -56,6 +56,12 @@ RULES = (
         "Timing-Based Backpropagation in Spiking Neural Networks Without ... (arXiv 2211.16113)",
     ),
     RuleEntry(
+        "HamiltonianEcho",
+        "lightning_nobp.rules.HamiltonianEcho",
+        "gradients from the echo of a simulation reversed in time",
+        "Self-learning machines based on Hamiltonian echo backpropagation (arXiv 2103.04992)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -72,10 +78,13 @@ RULES = (
 NETWORKS = (
     "CNN",
     "MLP",
+    "DuffingClassifier",
     "EquivariantMLP",
     "ForwardForwardCNN",
     "ForwardForwardMLP",
+    "HamiltonianNetwork",
     "HashingNetwork",
+    "LogCoshClassifier",
     "QuaternionAutoencoder",
     "QuaternionCNN",
     "QuaternionMLP",

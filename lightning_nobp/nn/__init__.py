@@ -4,7 +4,20 @@ from lightning_nobp.nn.backprop import accumulate_grad, check_supported, registe
 from lightning_nobp.nn.forward_forward import FFConv2d, FFLayer, FFLinear
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, ForwardForwardMLP
-from lightning_nobp.nn.hamiltonian import HamiltonianSystem
+from lightning_nobp.nn.hamiltonian import (
+    DriveEncoder,
+    DuffingClassifier,
+    DuffingNetwork,
+    EchoLayer,
+    HamiltonianLayer,
+    HamiltonianNetwork,
+    HamiltonianSystem,
+    KleinGordonField,
+    LastUnits,
+    LogCoshClassifier,
+    LogCoshNetwork,
+    PositionEncoder,
+)
 from lightning_nobp.nn.labelled_input import LabelledInput
 from lightning_nobp.nn.multiplexed import AnalogEstimator, Estimate, Estimator, SampleEstimator, Turn, WindowEstimator
 from lightning_nobp.nn.networks import CNN, MLP, PRESETS, NetworkFactory, SigmoidMLP, TwoClasses, sequential
@@ -87,7 +100,11 @@ __all__ = [
     "Cardioid",
     "ColourToQuaternions",
     "CompensationLayer",
+    "DriveEncoder",
+    "DuffingClassifier",
+    "DuffingNetwork",
     "EarliestSpikePool2d",
+    "EchoLayer",
     "EquivariantMLP",
     "Estimate",
     "Estimator",
@@ -99,11 +116,17 @@ __all__ = [
     "ForwardForwardMLP",
     "ForwardForwardNetwork",
     "ForwardModeEngine",
+    "HamiltonianLayer",
+    "HamiltonianNetwork",
     "HamiltonianSystem",
     "HashingNetwork",
     "InPlaceEngine",
+    "KleinGordonField",
     "LabelledInput",
+    "LastUnits",
     "LatencyEncoder",
+    "LogCoshClassifier",
+    "LogCoshNetwork",
     "MagnitudeTanh",
     "MembraneReadout",
     "ModReLU",
@@ -118,6 +141,7 @@ __all__ = [
     "PatchesToQuaternions",
     "PhaseSin",
     "PhaseTanh",
+    "PositionEncoder",
     "QuaternionAdam",
     "QuaternionAutoencoder",
     "QuaternionBatchNorm",

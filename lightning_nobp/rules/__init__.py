@@ -5,6 +5,7 @@ from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.classification import ClassificationRule
 from lightning_nobp.rules.closed_form import ClosedFormRule
 from lightning_nobp.rules.forward_forward import ForwardForward, SymBa
+from lightning_nobp.rules.hamiltonian_echo import HamiltonianEcho
 from lightning_nobp.rules.mgd import MultiplexedGradientDescent
 from lightning_nobp.rules.pcanet import PCANet
 from lightning_nobp.rules.quaternion import QuaternionBackprop
@@ -17,6 +18,7 @@ __all__ = [
     "ClassificationRule",
     "ClosedFormRule",
     "ForwardForward",
+    "HamiltonianEcho",
     "LearningRule",
     "MultiplexedGradientDescent",
     "PCANet",

@@ -11,6 +11,7 @@ from lightning_nobp.functional.hamiltonian.leapfrog import (
 )
 from lightning_nobp.functional.hamiltonian.nudge import NudgeMode
 from lightning_nobp.functional.hamiltonian.phase_space import CANONICAL, COMPLEX, PhaseSpace, State
+from lightning_nobp.functional.hamiltonian.reversal import reversal_error
 from lightning_nobp.functional.hamiltonian.sums import AutogradSums
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "hamiltonian_echo",
     "hamiltonian_echo_trajectory",
     "leapfrog",
+    "reversal_error",
     "simulate",
 ]

@@ -47,6 +47,7 @@ def _pull_back(
     with torch.enable_grad():
         start = tuple(s.detach().requires_grad_() for s in state)
         end = flow(start, h, step)
-    found = torch.autograd.grad(end, [*start, *inputs], gradient, allow_unused=True)
+    # The next step uses what the flows have computed of parameters again.
+    found = torch.autograd.grad(end, [*start, *inputs], gradient, allow_unused=True, retain_graph=True)
     by_start = tuple(torch.zeros_like(s) if g is None else g for s, g in zip(start, found[: len(start)], strict=True))
     return by_start, found[len(start) :]

@@ -121,7 +121,9 @@ class Simulation:
     def _tangent(self, state: State, seen: Sequence[State], drives: Sequence[Tensor]) -> Gradients:
         drives = [u.detach().requires_grad_() for u in drives]
         parameters = [p for p in self.system.parameters() if p.requires_grad]
-        flows = self.flows(Drives(drives), self.damping)
+        # What flows compute of parameters once, like a kernel, is part of the graph.
+        with torch.enable_grad():
+            flows = self.flows(Drives(drives), self.damping)
         by_start, found = adjoint(flows, state, seen, [*drives, *parameters], dt=self.dt, order=range(self.n_steps))
         by_parameter = dict(zip(parameters, found[len(drives) :], strict=True))
         return Gradients(by_start, found[: len(drives)], by_parameter)

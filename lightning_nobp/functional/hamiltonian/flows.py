@@ -187,12 +187,12 @@ class _KickRecorder:
         by_q, by_u = self._sums.kick(q, self.drives(step), factor)
         if by_u is not None:
             plus, minus = by_u.chunk(2)
-            self._add(self.drives.index(step), (plus - minus) * (factor * per_sample(self.weight, plus)))
+            self._add(self.drives.index(step), plus - minus, factor * per_sample(self.weight, plus))
         return q, _moved(p, by_q, -h, self.grid)
 
-    def _add(self, index: int, change: Tensor) -> None:
+    def _add(self, index: int, change: Tensor, weight: Tensor) -> None:
         so_far = self._by_drive[index]
-        self._by_drive[index] = change if so_far is None else so_far.add_(change)
+        self._by_drive[index] = change.mul_(weight) if so_far is None else so_far.addcmul_(change, weight)
 
     def parameter_gradients(self) -> dict[Tensor, Tensor]:
         return self._sums.gradients()

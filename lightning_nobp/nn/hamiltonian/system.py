@@ -15,6 +15,7 @@ from lightning_nobp.functional.hamiltonian import (
     PhaseSpace,
     Sums,
 )
+from lightning_nobp.nn.hamiltonian.spectrum import largest_eigenvalue
 
 
 class HamiltonianSystem(nn.Module):
@@ -25,6 +26,16 @@ class HamiltonianSystem(nn.Module):
     """
 
     space: PhaseSpace = CANONICAL
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """Shape of a sample's positions; None, the default, for any."""
+        return None
+
+    @property
+    def drive_shape(self) -> tuple[int, ...] | None:
+        """Shape of what acts on a sample; None, the default, for any."""
+        return None
 
     def potential(self, q: Tensor, u: Tensor | None) -> Tensor:
         """Potential energies ``(batch,)``, built of torch's operations.
@@ -54,6 +65,28 @@ class HamiltonianSystem(nn.Module):
     def energy(self, q: Tensor, p: Tensor, u: Tensor | None = None) -> Tensor:
         """``H``, ``(batch,)``."""
         return self.kinetic(p) + self.potential(q, u)
+
+    def highest_frequency(self, q: Tensor, u: Tensor | None) -> Tensor:
+        """The highest angular frequency of small motions about any of the positions, in radians per unit of time.
+
+        The square root of the largest curvature of the potential, over the masses. A subclass may give a bound.
+
+        Args:
+            q: Positions ``(batch, ...)``.
+            u: What acts on the system.
+        """
+        with torch.enable_grad():
+            at = q.detach().requires_grad_()
+            gradient = self.potential_gradient(at, u)
+        if not gradient.requires_grad:
+            return q.new_zeros(())  # The same force everywhere.
+
+        def curve(v: Tensor) -> Tensor:
+            by_q = torch.autograd.grad(gradient, at, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+            return self.velocity(by_q[0])
+
+        with torch.no_grad():
+            return largest_eigenvalue(curve, q).max().clamp_min(0).sqrt()
 
     def sums(self, weight: Tensor) -> Sums:
         """Derivatives of :meth:`potential` by the parameters, summed over an echo; by autograd.
