@@ -56,6 +56,12 @@ RULES = (
         "Timing-Based Backpropagation in Spiking Neural Networks Without ... (arXiv 2211.16113)",
     ),
     RuleEntry(
+        "SelfLearningMachine",
+        "lightning_nobp.rules.SelfLearningMachine",
+        "a field that learns by its own echo and a decay step",
+        "Self-learning machines based on Hamiltonian echo backpropagation (arXiv 2103.04992)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -76,6 +82,9 @@ NETWORKS = (
     "ForwardForwardCNN",
     "ForwardForwardMLP",
     "HashingNetwork",
+    "KerrCavityNetwork",
+    "LearningFieldNetwork",
+    "NLSENetwork",
     "QuaternionAutoencoder",
     "QuaternionCNN",
     "QuaternionMLP",
@@ -84,6 +93,7 @@ NETWORKS = (
     "SigmoidMLP",
     "SpikingCNN",
     "SpikingMLP",
+    "WaveFieldNetwork",
 )
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 

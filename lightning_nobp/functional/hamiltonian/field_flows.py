@@ -31,7 +31,7 @@ class DenseFlow:
     def __call__(self, state: State, h: float, step: int) -> State:
         """The fields a time ``h`` later."""
         if h not in self._propagators:
-            self._propagators[h] = [_propagator(*spectrum, h).to(state[0]) for spectrum in self._spectra]
+            self._propagators[h] = [_propagator(w, modes, h).to(state[0]) for w, modes in self._spectra]
         return tuple(_along_axes(self._propagators[h], psi) for psi in state)
 
     def energy(self, state: State, step: int) -> Tensor:
@@ -140,14 +140,18 @@ class PhaseFlow:
     def energy(self, state: State, step: int) -> Tensor:
         """Of each sample ``(batch,)``, at a time step."""
         intensity = state[0].abs().square()
-        level = self._shift(self.strength / 2, intensity, None if self.potential is None else self.potential[self.slice(step)])
+        potential = None if self.potential is None else self.potential[self.slice(step)]
+        level = self._shift(self.strength / 2, intensity, potential)
         drive = self.drives(step)
         level = level if drive is None else level + drive
         return (level * intensity).flatten(1).sum(dim=1)
 
     def recorder(self, weight: Tensor, scale: Scale) -> Recorder:
-        """Of potential, strength and drives, as far as they require gradients."""
-        return _PhaseRecorder(self, weight, scale)
+        """Of drives, and of potential and strength where they require gradients."""
+        learns = self.strength.requires_grad or (self.potential is not None and self.potential.requires_grad)
+        if learns or self.drives.tensors:
+            return _PhaseRecorder(self, weight, scale)
+        return Unrecorded(self)
 
     def _scaled(self, h: float) -> tuple[Tensor, Tensor | None]:
         """Strength and potential times ``-h``."""
@@ -171,7 +175,8 @@ class _PhaseRecorder:
     def __init__(self, flow: PhaseFlow, weight: Tensor, scale: Scale) -> None:
         self.flow, self.scale = flow, scale
         self.signed = torch.cat([weight, -weight])
-        self._totals = {p: torch.zeros_like(p) for p in (flow.strength, flow.potential) if _is_learned(p)}
+        learned = [p for p in (flow.strength, flow.potential) if p is not None and p.requires_grad]
+        self._totals = {p: torch.zeros_like(p) for p in learned}
         self._by_drive: list[Tensor | None] = [None] * len(flow.drives.tensors)
 
     def __call__(self, state: State, h: float, step: int) -> State:
@@ -190,7 +195,7 @@ class _PhaseRecorder:
 
     def _add_parameters(self, intensity: Tensor, factor: float, step: int) -> None:
         flow = self.flow
-        if flow.potential in self._totals:
+        if flow.potential is not None and flow.potential in self._totals:
             of_slice = self._totals[flow.potential][flow.slice(step)].view(-1)
             of_slice.addmv_(intensity.flatten(1).T, self.signed.to(intensity.dtype), alpha=factor)
         if flow.strength in self._totals:
@@ -207,7 +212,3 @@ class _PhaseRecorder:
     def drive_gradients(self) -> list[Tensor] | None:
         found = [g for g in self._by_drive if g is not None]
         return found if found and len(found) == len(self._by_drive) else None
-
-
-def _is_learned(parameter: Tensor | None) -> bool:
-    return parameter is not None and parameter.requires_grad

@@ -18,9 +18,7 @@ Fields = TypeVar("Fields", Tensor, tuple[Tensor, ...])
 """One complex field ``(batch, ...)``, or several."""
 
 
-def strang(
-    system: System, fields: Fields, u: Drive = None, *, dt: float, n_steps: int, damping: float = 0.0
-) -> Fields:
+def strang(system: System, fields: Fields, u: Drive = None, *, dt: float, n_steps: int, damping: float = 0.0) -> Fields:
     """Fields a time ``n_steps * dt`` later, by half a step of linear waves, one of phases, half a step of waves.
 
     Symplectic, reversible, of second order in ``dt``; norms are kept to rounding. Autograd sees every operation.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_nobp.functional.hamiltonian import DenseFlow, Drives, PhaseFlow
 from lightning_nobp.nn.hamiltonian.field_system import CoupledFields, FieldFlow, check_finite_numbers
@@ -87,7 +87,7 @@ class KerrCavityArray(CoupledFields):
     def initial_learning_field(self) -> Tensor:
         """Uniform between 0 and 1, scaled to norm 1."""
         field = torch.rand(self.learning_shape)
-        return field / field.norm()
+        return nn.functional.normalize(field, dim=0)
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -101,9 +101,10 @@ def free_waves(shape: Sequence[int], spacing: float, device: torch.device) -> Fi
 
 def _circulant(frequencies: Tensor) -> Tensor:
     """The operator with these frequencies on a ring, ``(sites, sites)``."""
-    first = torch.fft.ifft(frequencies).real
+    first: Tensor = torch.fft.ifft(frequencies).real
     sites = torch.arange(len(first), device=first.device)
-    return first[(sites[:, None] - sites).abs()]
+    operator: Tensor = first[(sites[:, None] - sites).abs()]
+    return operator
 
 
 def check_positive(**values: float) -> None:

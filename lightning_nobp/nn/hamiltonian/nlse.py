@@ -134,7 +134,7 @@ class TwoFieldNLSE(CoupledFields):
         spectrum = torch.fft.fftn(torch.randn(self.shape))
         periods = [torch.fft.fftfreq(n, 1 / n).abs() for n in self.shape]
         kept = torch.stack(torch.meshgrid(*periods, indexing="ij")).amax(dim=0) <= self.modes
-        field = torch.fft.ifftn(spectrum * kept).real
+        field: Tensor = torch.fft.ifftn(spectrum * kept).real
         return field * (self.amplitude / field.square().mean().sqrt())
 
     def extra_repr(self) -> str:
