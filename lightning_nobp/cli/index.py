@@ -93,6 +93,7 @@ NETWORKS = (
     "SigmoidMLP",
     "SpikingCNN",
     "SpikingMLP",
+    "TwoBeamNetwork",
     "WaveFieldNetwork",
 )
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""

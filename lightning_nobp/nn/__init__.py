@@ -20,6 +20,7 @@ from lightning_nobp.nn.hamiltonian import (
     NLSEField,
     NLSENetwork,
     PulseEncoder,
+    TwoBeamNetwork,
     TwoFieldNLSE,
     WaveFieldNetwork,
 )
@@ -188,6 +189,7 @@ __all__ = [
     "SpikingMLP",
     "ThresholdCrossingEncoder",
     "Turn",
+    "TwoBeamNetwork",
     "TwoClasses",
     "TwoFieldNLSE",
     "WaveFieldNetwork",

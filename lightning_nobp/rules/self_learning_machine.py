@@ -194,10 +194,11 @@ class SelfLearningMachine(ClassificationRule):
         start = self.learning_state(len(x))
         if self.mode == "sequential":
             outputs, loss, first = self._echo(start, x, target, (1.0,))
-            _, _, moved = self._echo(first, x, target, (-1.0,))
+            _, _, second = self._echo(start + first, x, target, (-1.0,))
+            moves = first + second
         else:
-            outputs, loss, moved = self._echo(start, x, target, (1.0,) if self.mode == "simple" else (1.0, -1.0))
-        step = (moved - start).mean(dim=0)
+            outputs, loss, moves = self._echo(start, x, target, (1.0,) if self.mode == "simple" else (1.0, -1.0))
+        step = moves.mean(dim=0)
         accumulate_grad(self.machine().learning_field, -step.real)
         if self.decay < math.inf:
             accumulate_grad(self.momentum, -step.imag)
@@ -206,7 +207,7 @@ class SelfLearningMachine(ClassificationRule):
     def _echo(
         self, learning: Tensor, x: Tensor, target: Tensor, signs: tuple[float, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs, loss, and the learning fields after the decay steps of echoes with nudges of these signs."""
+        """Outputs, loss, and how echoes with nudges of these signs and their decay steps move the learning fields."""
         machine = self.machine()
         simulation = Simulation(machine.system, machine.dt, machine.n_steps, machine.n_steps)
         [end] = simulation.forward((machine.start(x, learning),), ())
@@ -219,7 +220,7 @@ class SelfLearningMachine(ClassificationRule):
         copies = torch.cat([learning] * len(signs))
         ends = decay_step(copies, machine.system.learning(echo), mass, self.decay, self.kick_cutoff)
         moves = (ends - copies).view(len(signs), *learning.shape)
-        return outputs, loss, learning + torch.complex(moves.real.sum(dim=0), moves.imag.mean(dim=0))
+        return outputs, loss, torch.complex(moves.real.sum(dim=0), moves.imag.mean(dim=0))
 
     def _rate(self) -> float:
         return _PAPER_LEARNING_RATE if self.learning_rate is None else self.learning_rate

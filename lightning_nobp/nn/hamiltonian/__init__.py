@@ -10,7 +10,12 @@ from lightning_nobp.nn.hamiltonian.field_codes import (
     PulseEncoder,
 )
 from lightning_nobp.nn.hamiltonian.field_system import CoupledFields, FieldSystem
-from lightning_nobp.nn.hamiltonian.learning_field import KerrCavityNetwork, LearningFieldNetwork, WaveFieldNetwork
+from lightning_nobp.nn.hamiltonian.learning_field import (
+    KerrCavityNetwork,
+    LearningFieldNetwork,
+    TwoBeamNetwork,
+    WaveFieldNetwork,
+)
 from lightning_nobp.nn.hamiltonian.nlse import NLSEField, TwoFieldNLSE
 from lightning_nobp.nn.hamiltonian.nlse_network import FieldEcho, NLSENetwork
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
@@ -31,6 +36,7 @@ __all__ = [
     "NLSEField",
     "NLSENetwork",
     "PulseEncoder",
+    "TwoBeamNetwork",
     "TwoFieldNLSE",
     "WaveFieldNetwork",
 ]

@@ -93,7 +93,7 @@ class ImageEncoder(nn.Module):
         if x.dim() != 4:
             raise ValueError(f"inputs of shape {tuple(x.shape)}: give images (batch, channels, height, width)")
         beam = nn.functional.interpolate(x.mean(dim=1, keepdim=True), size=self.shape, mode="bilinear").squeeze(1)
-        norm = torch.linalg.vector_norm(beam, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        norm = torch.linalg.vector_norm(beam, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).eps)
         return as_complex(beam * (math.sqrt(self.power) / norm))
 
     def extra_repr(self) -> str:
@@ -215,7 +215,8 @@ class DetectorReadout(nn.Module):
     def forward(self, field: Tensor) -> Tensor:
         """Scores ``(batch, num_classes)`` of fields ``(batch, *shape)``."""
         intensity = field.abs().square().flatten(1)
-        return self.gain * (intensity @ self.areas.T) / intensity.sum(dim=1, keepdim=True)
+        all_light = intensity.sum(dim=1, keepdim=True).clamp_min(torch.finfo(intensity.dtype).eps)
+        return self.gain * (intensity @ self.areas.T) / all_light
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from lightning_nobp.functional.hamiltonian import strang
 from lightning_nobp.functional.hamiltonian.checks import check_run
 from lightning_nobp.nn.hamiltonian.cavity import KerrCavityArray
-from lightning_nobp.nn.hamiltonian.field_codes import CoherentReadout, ModeEncoder, PulseEncoder, as_complex
+from lightning_nobp.nn.hamiltonian.field_codes import (
+    CoherentReadout,
+    DetectorReadout,
+    ImageEncoder,
+    ModeEncoder,
+    PulseEncoder,
+    as_complex,
+)
 from lightning_nobp.nn.hamiltonian.field_system import CoupledFields
 from lightning_nobp.nn.hamiltonian.nlse import TwoFieldNLSE
 
@@ -136,7 +143,7 @@ class WaveFieldNetwork(LearningFieldNetwork):
         num_classes: int,
         system: TwoFieldNLSE | None = None,
         amplitude: float = 1.0,
-        target: float = 0.5,
+        target: float = 0.3,
         width: float = 0.04,
         dt: float = 0.03,
         n_steps: int = 250,
@@ -150,3 +157,41 @@ class WaveFieldNetwork(LearningFieldNetwork):
         super().__init__(system, encoder, readout, dt, n_steps)
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.amplitude, self.target, self.width = amplitude, target, width
+
+
+class TwoBeamNetwork(LearningFieldNetwork):
+    """Two beams of light in a Kerr medium: one carries an image to detectors, the other learns to deflect it.
+
+    Args:
+        input_shape: ``(channels, height, width)``.
+        num_classes: Detectors.
+        system: Both beams, on a grid of two axes; None for one of 16 by 16 sites.
+        power: Of the image's beam.
+        gain: Score of all light on one detector.
+        dt: Length of a time step.
+        n_steps: How many.
+
+    Raises:
+        ValueError: A system of one axis, or an argument out of range.
+
+    References:
+        Lopez-Pastor and Marquardt, "Self-learning machines based on Hamiltonian echo backpropagation", arXiv
+        2103.04992.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        system: TwoFieldNLSE | None = None,
+        power: float = 25.0,
+        gain: float = 20.0,
+        dt: float = 0.1,
+        n_steps: int = 60,
+    ) -> None:
+        system = system or TwoFieldNLSE((16, 16))
+        if len(system.shape) != 2:
+            raise ValueError(f"system.shape={system.shape}: images need two axes")
+        encoder, readout = ImageEncoder(system.shape, power), DetectorReadout(system.shape, num_classes, gain)
+        super().__init__(system, encoder, readout, dt, n_steps)
+        self.input_shape, self.num_classes, self.power, self.gain = tuple(input_shape), num_classes, power, gain

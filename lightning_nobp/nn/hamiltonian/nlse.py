@@ -101,7 +101,7 @@ class TwoFieldNLSE(CoupledFields):
         chi: float = 1.5,
         length: float = 16.0,
         amplitude: float = 1.0,
-        modes: int = 8,
+        modes: int = 4,
     ) -> None:
         super().__init__()
         self.shape = check_shape(shape)
