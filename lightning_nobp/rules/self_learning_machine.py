@@ -13,7 +13,13 @@ from torch.nn import functional as F
 from lightning_nobp.functional.hamiltonian import COMPLEX, Simulation, decay_step
 from lightning_nobp.functional.hamiltonian.nudge import nudge_size
 from lightning_nobp.nn.backprop import accumulate_grad
-from lightning_nobp.nn.hamiltonian import CoherentReadout, KerrCavityNetwork, LearningFieldNetwork, WaveFieldNetwork
+from lightning_nobp.nn.hamiltonian import (
+    CoherentReadout,
+    KerrCavityNetwork,
+    LearningFieldNetwork,
+    TwoBeamNetwork,
+    WaveFieldNetwork,
+)
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.rules.classification import ClassificationRule, accuracy
 
@@ -33,8 +39,9 @@ class SelfLearningMachine(ClassificationRule):
     step is the mean of theirs. What is written to ``p.grad`` is minus the step.
 
     Args:
-        network: A preset (``'cavity'``, ``'wave_field'``), a :class:`~lightning_nobp.nn.LearningFieldNetwork`, or what
-            builds one. For regression give a network of your own.
+        network: A preset (``'cavity'``, ``'wave_field'``, ``'two_beams'``), a
+            :class:`~lightning_nobp.nn.LearningFieldNetwork`, or what builds one. For regression give a network of your
+            own.
         loss: ``'distance'`` of the outputs from their targets, minus the score of the right class, or
             ``'cross_entropy'``; ``'mse'`` for values; or a module of outputs and targets that gives the mean over
             samples.
@@ -63,7 +70,11 @@ class SelfLearningMachine(ClassificationRule):
         2103.04992.
     """
 
-    presets: ClassVar[Mapping[str, NetworkFactory]] = {"cavity": KerrCavityNetwork, "wave_field": WaveFieldNetwork}
+    presets: ClassVar[Mapping[str, NetworkFactory]] = {
+        "cavity": KerrCavityNetwork,
+        "wave_field": WaveFieldNetwork,
+        "two_beams": TwoBeamNetwork,
+    }
     # An echo drowns in the rounding of half precisions.
     supported_precisions: ClassVar[tuple[str, ...]] = ("32-true", "64-true")
 

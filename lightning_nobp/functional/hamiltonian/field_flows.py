@@ -121,7 +121,7 @@ class PhaseFlow:
     def __call__(self, state: State, h: float, step: int) -> State:
         """The field turned for a time ``h``."""
         (psi,) = state
-        return (self.turned(psi, psi.abs().square(), h, step),)
+        return (self.turned(psi, intensity_of(psi), h, step),)
 
     def turned(self, psi: Tensor, intensity: Tensor, h: float, step: int) -> Tensor:
         """The field turned, of known intensity."""
@@ -139,7 +139,7 @@ class PhaseFlow:
 
     def energy(self, state: State, step: int) -> Tensor:
         """Of each sample ``(batch,)``, at a time step."""
-        intensity = state[0].abs().square()
+        intensity = intensity_of(state[0])
         potential = None if self.potential is None else self.potential[self.slice(step)]
         level = self._shift(self.strength / 2, intensity, potential)
         drive = self.drives(step)
@@ -167,8 +167,13 @@ class PhaseFlow:
     def _shift(self, strength: Tensor, intensity: Tensor, potential: Tensor | None) -> Tensor:
         if not strength.dim():
             return strength * intensity if potential is None else torch.addcmul(potential, strength, intensity)
-        by_field = (strength.to(intensity.dtype) @ intensity.flatten(2)).view_as(intensity)
+        by_field = (strength.to(intensity.dtype) @ intensity.flatten(2)).view(intensity.shape)
         return by_field if potential is None else by_field + potential
+
+
+def intensity_of(psi: Tensor) -> Tensor:
+    """``|psi|^2``, without the root of ``psi.abs()``."""
+    return (psi * psi.conj()).real
 
 
 class _PhaseRecorder:
@@ -181,7 +186,7 @@ class _PhaseRecorder:
 
     def __call__(self, state: State, h: float, step: int) -> State:
         (psi,) = state
-        intensity = psi.abs().square()
+        intensity = intensity_of(psi)
         factor = h * self.scale(step)
         if self._totals:
             self._add_parameters(intensity, factor, step)

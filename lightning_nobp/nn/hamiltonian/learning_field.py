@@ -165,7 +165,7 @@ class TwoBeamNetwork(LearningFieldNetwork):
     Args:
         input_shape: ``(channels, height, width)``.
         num_classes: Detectors.
-        system: Both beams, on a grid of two axes; None for one of 16 by 16 sites.
+        system: Both beams, on a grid of two axes; None for one of 24 by 24 sites.
         power: Of the image's beam.
         gain: Score of all light on one detector.
         dt: Length of a time step.
@@ -184,12 +184,12 @@ class TwoBeamNetwork(LearningFieldNetwork):
         input_shape: Sequence[int],
         num_classes: int,
         system: TwoFieldNLSE | None = None,
-        power: float = 25.0,
-        gain: float = 20.0,
+        power: float = 5.0,
+        gain: float = 40.0,
         dt: float = 0.1,
         n_steps: int = 60,
     ) -> None:
-        system = system or TwoFieldNLSE((16, 16))
+        system = system or TwoFieldNLSE((24, 24), g=0.3)
         if len(system.shape) != 2:
             raise ValueError(f"system.shape={system.shape}: images need two axes")
         encoder, readout = ImageEncoder(system.shape, power), DetectorReadout(system.shape, num_classes, gain)
