@@ -4,7 +4,8 @@
 
 The picture is of a machine of two waves on a ring that has learnt XOR, and of one of its samples: the evaluation field
 on its way there, the learning field on its way there, and on the way of the echo the momentum that the learning field
-gathers: its imaginary part less that of an echo without a nudge. Where time ends, it is the gradient.
+gathers: its imaginary part less that of an echo without a nudge. Where the echo ends, below, it is minus half the
+gradient.
 
 The tables: accuracy of a cavity array that has learnt XOR, when its inputs are noisy; and how well arrays learn whose
 cavities are detuned at random, which learn with the detunings that they have.
