@@ -162,8 +162,8 @@ def phases(rounds: int) -> None:
     with torch.no_grad():
         found = medians(
             {
-                "abs, square, mul, polar, mul": lambda: [flow((psi,), DT, 0) for _ in range(STEPS)],
-                "real and imaginary parts, cos, sin": lambda: [_real_phase(real) for _ in range(STEPS)],
+                "complex numbers": lambda: [flow((psi,), DT, 0) for _ in range(STEPS)],
+                "real and imaginary parts": lambda: [_real_phase(real) for _ in range(STEPS)],
             },
             rounds,
         )
