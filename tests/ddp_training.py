@@ -23,6 +23,8 @@ from lightning_nobp.nn import (
     QuaternionAdam,
     ResCNet,
     SpikingMLP,
+    TwoBeamNetwork,
+    TwoFieldNLSE,
 )
 from lightning_nobp.rules import (
     Backprop,
@@ -30,6 +32,7 @@ from lightning_nobp.rules import (
     MultiplexedGradientDescent,
     QuaternionBackprop,
     ResidualCompensation,
+    SelfLearningMachine,
     SparseProp,
     SpikeTimingBackprop,
     SymBa,
@@ -222,6 +225,22 @@ def train_hamiltonian(folder: Path, strategy: str) -> None:
         num_classes=3,
         input_shape=(1, 2, 3),
         optimizer=partial(torch.optim.SGD, lr=1e-2),
+    )
+    settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
+    run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)
+    run.fit(rule, datamodule=ShardedBlobs())
+
+
+def train_self_learning_machine(folder: Path, strategy: str, **kwargs: Any) -> None:
+    """Two epochs of two beams, the last batches uneven."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    rule = SelfLearningMachine(
+        network=partial(TwoBeamNetwork, system=TwoFieldNLSE((6, 6)), n_steps=10),
+        num_classes=3,
+        input_shape=(1, 2, 3),
+        loss="cross_entropy",
+        **kwargs,
     )
     settings = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False, "precision": "64-true"}
     run = trainer(folder, max_epochs=2, callbacks=[SaveRank(folder)], **settings)

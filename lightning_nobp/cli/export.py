@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_nobp.nn import SpikingLayer, densify
+from lightning_nobp.nn import FieldSystem, SpikingLayer, densify
 from lightning_nobp.rules import ClassificationRule
 
 
@@ -70,7 +70,7 @@ def export(checkpoint: Path, file: Path) -> float:
         The largest absolute difference between the scores of the file and those of the rule.
 
     Raises:
-        ValueError: Another suffix, a file that is no checkpoint of such a rule, or a spiking network.
+        ValueError: Another suffix, a file that is no checkpoint of such a rule, or a network without a graph.
         ImportError: ONNX is not installed.
     """
     writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
@@ -81,6 +81,11 @@ def export(checkpoint: Path, file: Path) -> float:
         raise ValueError(
             f"{checkpoint} holds a spiking network, whose events are found as they come: it has no graph to export. "
             f"Load it where it is used, by {type(rule).__name__}.load_from_checkpoint"
+        )
+    if any(isinstance(module, FieldSystem) for module in rule.modules()):
+        raise ValueError(
+            f"{checkpoint} holds a wave field, which is simulated step by step: it has no graph to export. Load it where "
+            f"it is used, by {type(rule).__name__}.load_from_checkpoint"
         )
     if rule.input_shape is None:
         raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")

@@ -62,6 +62,12 @@ RULES = (
         "Self-learning machines based on Hamiltonian echo backpropagation (arXiv 2103.04992)",
     ),
     RuleEntry(
+        "SelfLearningMachine",
+        "lightning_nobp.rules.SelfLearningMachine",
+        "a field that learns by its own echo and a decay step",
+        "Self-learning machines based on Hamiltonian echo backpropagation (arXiv 2103.04992)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -85,6 +91,9 @@ NETWORKS = (
     "HamiltonianNetwork",
     "HashingNetwork",
     "LogCoshClassifier",
+    "KerrCavityNetwork",
+    "LearningFieldNetwork",
+    "NLSENetwork",
     "QuaternionAutoencoder",
     "QuaternionCNN",
     "QuaternionMLP",
@@ -93,6 +102,8 @@ NETWORKS = (
     "SigmoidMLP",
     "SpikingCNN",
     "SpikingMLP",
+    "TwoBeamNetwork",
+    "WaveFieldNetwork",
 )
 """Networks of :mod:`lightning_nobp.nn` that the command line knows by these names: other packages have an MLP too."""
 

@@ -10,6 +10,7 @@ from lightning_nobp.rules.mgd import MultiplexedGradientDescent
 from lightning_nobp.rules.pcanet import PCANet
 from lightning_nobp.rules.quaternion import QuaternionBackprop
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
+from lightning_nobp.rules.self_learning_machine import SelfLearningMachine
 from lightning_nobp.rules.sparseprop import SparseProp
 from lightning_nobp.rules.spiking import SpikeTimingBackprop
 
@@ -24,6 +25,7 @@ __all__ = [
     "PCANet",
     "QuaternionBackprop",
     "ResidualCompensation",
+    "SelfLearningMachine",
     "SparseProp",
     "SpikeTimingBackprop",
     "SymBa",

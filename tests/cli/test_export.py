@@ -180,3 +180,12 @@ def test_a_spiking_network_is_refused_in_a_line(nobp, quick):
     assert run.status == 2
     assert "holds a spiking network, whose events are found as they come" in run.err
     assert not Path("net.pt2").exists()
+
+
+def test_a_physical_system_is_refused_in_a_line(nobp, quick):
+    assert nobp("fit", "--config=digits/self_learning_machine", *quick).status == 0
+    [checkpoint] = Path("runs").rglob("last.ckpt")
+    run = nobp("export", str(checkpoint), "net.pt2")
+    assert run.status == 2
+    assert "holds a physical system, which is simulated step by step" in run.err
+    assert not Path("net.pt2").exists()

@@ -49,7 +49,7 @@ def leapfrog(
         TypeError: Numbers that are not real floating point.
         FloatingPointError: A state that is not finite; the message names the step.
     """
-    drives = _drives(u, n_steps)
+    drives = as_drives(u, n_steps)
     check_state((q, p), drives, CANONICAL)
     check_run(dt, n_steps, damping, fractional_bits)
     simulation = Simulation(system, dt, n_steps, n_steps, damping=damping, grid=_grid(fractional_bits))
@@ -165,7 +165,7 @@ def hamiltonian_echo_trajectory(
     Raises:
         ValueError: As :func:`hamiltonian_echo`, or ``every`` that does not divide ``n_steps``.
     """
-    drives = _drives(u, n_steps)
+    drives = as_drives(u, n_steps)
     check_state((q0, p0), drives, CANONICAL)
     check_run(dt, n_steps, damping, fractional_bits, every)
     check_nudge(nudge, eta)
@@ -185,7 +185,12 @@ def hamiltonian_echo_trajectory(
     return q, p
 
 
-def _drives(u: Drive, n_steps: int) -> tuple[Tensor, ...]:
+def as_drives(u: Drive, n_steps: int) -> tuple[Tensor, ...]:
+    """Drives as a tuple: of none, of one, or of one a step.
+
+    Raises:
+        ValueError: Another number of them.
+    """
     if u is None:
         return ()
     if isinstance(u, Tensor):
