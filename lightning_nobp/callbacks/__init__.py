@@ -3,6 +3,7 @@
 from lightning_nobp.callbacks.attitude_error import AttitudeError
 from lightning_nobp.callbacks.colour_grid import ColourGrid
 from lightning_nobp.callbacks.depth_curve import DepthCurve
+from lightning_nobp.callbacks.echo_imperfections import EchoImperfections
 from lightning_nobp.callbacks.figures import LogFigures
 from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
@@ -24,6 +25,7 @@ __all__ = [
     "AttitudeError",
     "ColourGrid",
     "DepthCurve",
+    "EchoImperfections",
     "FilterFigure",
     "FitSummary",
     "GHRGradientCheck",
