@@ -7,13 +7,13 @@ from toys import trainer
 from lightning_nobp.datamodules import DigitsDataModule
 
 
-def assert_resumed_equals_whole(folder, make_rule):
+def assert_resumed_equals_whole(folder, make_rule, make_callbacks=list):
     """Weights, buffers and the optimizer's state are those of a run that was not stopped, bit for bit."""
 
     def run(folder, ckpt_path=None):
         rule = make_rule()
         saved = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-        run = trainer(folder, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
+        run = trainer(folder, max_epochs=2, callbacks=[saved, *make_callbacks()], enable_checkpointing=True)
         run.fit(rule, datamodule=DigitsDataModule(batch_size=64, subset=300, val_size=100), ckpt_path=ckpt_path)
         [optimizer] = run.optimizers
         moments = [t for entry in optimizer.state.values() for t in entry.values()]

@@ -4,6 +4,7 @@ from lightning_nobp.callbacks.attitude_error import AttitudeError
 from lightning_nobp.callbacks.colour_grid import ColourGrid
 from lightning_nobp.callbacks.depth_curve import DepthCurve
 from lightning_nobp.callbacks.echo_gradient_check import EchoGradientCheck
+from lightning_nobp.callbacks.echo_imperfections import EchoImperfections
 from lightning_nobp.callbacks.figures import LogFigures
 from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
@@ -28,6 +29,7 @@ __all__ = [
     "ColourGrid",
     "DepthCurve",
     "EchoGradientCheck",
+    "EchoImperfections",
     "FilterFigure",
     "FitSummary",
     "GHRGradientCheck",

@@ -163,21 +163,21 @@ class HamiltonianEcho(ClassificationRule):
         return F.mse_loss(scores, target)
 
     def global_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor | None:
-        """The loss with autograd's graph through all time steps."""
-        with self._engine("autograd"):
+        """The loss of a perfect apparatus, with autograd's graph through all time steps."""
+        with self._ideal():
             return super().global_loss(batch)
 
     @contextmanager
-    def _engine(self, engine: GradientEngine) -> Iterator[None]:
+    def _ideal(self) -> Iterator[None]:
         layers = _simulations(self.built_network())
-        before = [layer.gradient_engine for layer in layers]
+        before = [(layer.gradient_engine, layer.imperfections) for layer in layers]
         for layer in layers:
-            layer.gradient_engine = engine
+            layer.gradient_engine, layer.imperfections = "autograd", None
         try:
             yield
         finally:
             for layer, own in zip(layers, before, strict=True):
-                layer.gradient_engine = own
+                layer.gradient_engine, layer.imperfections = own
 
 
 def _simulations(network: nn.Module) -> list[EchoLayer]:

@@ -187,5 +187,5 @@ def test_a_physical_system_is_refused_in_a_line(nobp, quick):
     [checkpoint] = Path("runs").rglob("last.ckpt")
     run = nobp("export", str(checkpoint), "net.pt2")
     assert run.status == 2
-    assert "holds a physical system, which is simulated step by step" in run.err
+    assert "holds a wave field, which is simulated step by step" in run.err
     assert not Path("net.pt2").exists()
