@@ -84,8 +84,8 @@ def export(checkpoint: Path, file: Path) -> float:
         )
     if any(isinstance(module, FieldSystem) for module in rule.modules()):
         raise ValueError(
-            f"{checkpoint} holds a wave field, which is simulated step by step: it has no graph to export. Load it where "
-            f"it is used, by {type(rule).__name__}.load_from_checkpoint"
+            f"{checkpoint} holds a wave field, which is simulated step by step: it has no graph to export. "
+            f"Load it where it is used, by {type(rule).__name__}.load_from_checkpoint"
         )
     if rule.input_shape is None:
         raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")
