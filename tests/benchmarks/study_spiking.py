@@ -70,17 +70,18 @@ def show(results: dict[tuple[float, float, int], dict]) -> None:
 
 
 def tau_figure(results: dict[tuple[float, float, int], dict]) -> Figure:
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    shortest_first = TAUS_V[::-1]
     for axis, (name, factor, label) in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
         for tau_i, most in itertools.product(TAUS_I, MOST_SPIKES):
-            values = [factor * results[tau_v, tau_i, most][name] for tau_v in TAUS_V]
+            values = [factor * results[tau_v, tau_i, most][name] for tau_v in shortest_first]
             style = "o-" if most > 1 else "x--"
             color = f"C{TAUS_I.index(tau_i)}"
             axis.plot(range(len(TAUS_V)), values, style, color=color, label=f"tau_i {tau_i:g}, at most {most}")
-        axis.set_xticks(range(len(TAUS_V)), [f"{tau:g}" for tau in TAUS_V])
+        axis.set_xticks(range(len(TAUS_V)), [f"{tau:g}" for tau in shortest_first])
         axis.set_xlabel("tau_v")
         axis.set_ylabel(label)
-    figure.axes[0].legend(fontsize="x-small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", fontsize="small")
     return figure
 
 
