@@ -1,0 +1,24 @@
+"""Networks from the time series of their nodes."""
+
+from lightning_nobp.functional.network_inference.infer import (
+    InferredNetwork,
+    Normalisation,
+    infer_coupling,
+    solve_sparse,
+)
+from lightning_nobp.functional.network_inference.library import polynomial_exponents, polynomial_features
+from lightning_nobp.functional.network_inference.solve import Solution, solve
+from lightning_nobp.functional.network_inference.statistics import Statistics, statistics
+
+__all__ = [
+    "InferredNetwork",
+    "Normalisation",
+    "Solution",
+    "Statistics",
+    "infer_coupling",
+    "polynomial_exponents",
+    "polynomial_features",
+    "solve",
+    "solve_sparse",
+    "statistics",
+]
