@@ -78,7 +78,8 @@ def _constrained_inverse(gram: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(gram)
     inverse = torch.cholesky_inverse(factor)
     towards = inverse.sum(dim=1)
-    return inverse - torch.outer(towards, towards) / towards.sum()
+    projected: Tensor = inverse - torch.outer(towards, towards) / towards.sum()
+    return projected
 
 
 def _least_squares(gram: Tensor, right: Tensor, shared: bool, ridge: float) -> Tensor:
