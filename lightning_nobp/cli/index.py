@@ -100,5 +100,7 @@ DATA_MODULES = (
     "TinyImageNetDataModule",
     "ImageFolderDataModule",
     "AttitudeDataModule",
+    "CoupledOscillatorsDataModule",
+    "TimeSeriesDataModule",
     "GrayToColourDataModule",
 )

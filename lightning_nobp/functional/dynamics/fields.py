@@ -32,6 +32,8 @@ class VectorField(ABC):
     """A sampling interval that resolves the motion, in the field's unit of time."""
     coupling: ClassVar[tuple[float, float]]
     """Mean and standard deviation of coupling weights that leave the nodes out of step."""
+    lyapunov_exponent: ClassVar[float | None] = None
+    """Rate at which errors of an oscillator alone grow, one over its unit of time; None if they do not."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,6 +72,7 @@ class Lorenz(VectorField):
     components = 3
     dt = 0.02
     coupling = (0.15, 0.02)
+    lyapunov_exponent = 0.906
 
     def __call__(self, x: Tensor) -> Tensor:
         """``dx/dt``."""
@@ -91,6 +94,7 @@ class Roessler(VectorField):
     components = 3
     dt = 0.05
     coupling = (0.02, 0.003)
+    lyapunov_exponent = 0.0714
 
     def __call__(self, x: Tensor) -> Tensor:
         """``dx/dt``."""
@@ -115,6 +119,7 @@ class Chua(VectorField):
     components = 3
     dt = 0.02
     coupling = (0.02, 0.003)
+    lyapunov_exponent = 0.36
 
     def __call__(self, x: Tensor) -> Tensor:
         """``dx/dt``."""
@@ -141,6 +146,7 @@ class FitzHughNagumo(VectorField):
     components = 4
     dt = 0.05
     coupling = (0.02, 0.003)
+    lyapunov_exponent = 0.039
 
     @property
     def omega(self) -> Parameter:

@@ -1,5 +1,11 @@
 """Networks from the time series of their nodes."""
 
+from lightning_nobp.functional.network_inference.checks import (
+    check_enough,
+    check_identifiable,
+    check_resolved,
+    check_series,
+)
 from lightning_nobp.functional.network_inference.infer import (
     InferredNetwork,
     Normalisation,
@@ -15,6 +21,10 @@ __all__ = [
     "Normalisation",
     "Solution",
     "Statistics",
+    "check_enough",
+    "check_identifiable",
+    "check_resolved",
+    "check_series",
     "infer_coupling",
     "polynomial_exponents",
     "polynomial_features",

@@ -43,20 +43,22 @@ def check_enough(samples: int, nodes: int, terms: int, shared: bool) -> None:
     needed = nodes - 1 + (-(-terms // nodes) if shared else terms)
     if samples < needed:
         raise ValueError(
-            f"{samples} samples cannot tell {nodes - 1} weights and a polynomial of {terms} terms for each node: give "
-            f"at least {needed}, better several times as many, or a lower degree"
+            f"{samples} samples cannot tell {nodes - 1} weights and a local motion of {terms} terms for each node: "
+            f"give at least {needed}, better several times as many, or fewer terms (a lower degree)"
         )
 
 
-def check_resolved(velocity: Tensor, x: Tensor, dt: float) -> None:
+def check_resolved(speed: Tensor, dt: float) -> None:
     """Refuse series that move too far between samples.
+
+    Args:
+        speed: Root mean square velocity of each component, over its standard deviation.
+        dt: Time from one sample to the next.
 
     Raises:
         ValueError: Most of what happens, happens between samples.
     """
-    step = (velocity * dt).flatten(0, 2).square().mean(dim=0).sqrt()
-    size = x.flatten(0, 2).std(dim=0)
-    coarsest = float((step / size).max())
+    coarsest = float(speed.max()) * dt
     if coarsest > _COARSEST:
         raise ValueError(
             f"dt={dt}: from one sample to the next a node goes {coarsest:.0%} of the series' standard deviation, too "
@@ -64,12 +66,11 @@ def check_resolved(velocity: Tensor, x: Tensor, dt: float) -> None:
         )
 
 
-def check_identifiable(couplings: Tensor, h: Tensor) -> None:
+def check_identifiable(couplings: Tensor) -> None:
     """Refuse nodes that move together: whose weight is whose cannot be said.
 
     Args:
-        couplings: ``(nodes, nodes)``, sums of the products of first components.
-        h: First components ``(samples, nodes)``.
+        couplings: ``(nodes, nodes)``, sums of the products of normalised first components.
 
     Raises:
         ValueError: Names the two nodes that move most alike.
@@ -79,7 +80,8 @@ def check_identifiable(couplings: Tensor, h: Tensor) -> None:
     values = torch.linalg.eigvalsh(centred @ couplings @ centred)[1:]
     if values[0] > values[-1] / _WORST_CONDITION:
         return
-    alike = torch.corrcoef(h.T).fill_diagonal_(-1.0)
+    size = couplings.diagonal().sqrt()
+    alike = (couplings / torch.outer(size, size)).fill_diagonal_(-1.0)
     i, j = divmod(int(alike.argmax()), nodes)
     raise ValueError(
         f"nodes {i} and {j} move together (correlation {float(alike[i, j]):.6f}): their weights cannot be told apart. "
