@@ -86,7 +86,7 @@ class SeriesDataModule(BatchedDataModule):
 
     @abstractmethod
     def load(self) -> dict[str, list[Tensor]]:
-        """Trajectories ``(time, nodes, components)`` of ``'train'``, ``'val'`` and ``'test'``, as they were measured."""
+        """Trajectories ``(time, nodes, components)`` of ``'train'``, ``'val'`` and ``'test'``, not normalised."""
         raise NotImplementedError(f"{type(self).__name__} must implement load()  (abstract)")
 
     def setup(self, stage: str) -> None:

@@ -100,8 +100,6 @@ def _from_table(path: Path, columns: dict[str, np.ndarray]) -> Series:
     times = None if time is None else torch.from_numpy(time.copy())
     if trajectory is None:
         return Series([x], [times], nodes)
-    numbers = torch.from_numpy(trajectory.copy())
-    lengths = numbers.unique_consecutive(return_counts=True)[1].tolist()
-    return Series(
-        list(x.split(lengths)), [None] * len(lengths) if times is None else list(times.split(lengths)), nodes
-    )
+    ends = (np.flatnonzero(np.diff(trajectory)) + 1).tolist()
+    trajectories = list(x.tensor_split(ends))
+    return Series(trajectories, [None] * len(trajectories) if times is None else list(times.tensor_split(ends)), nodes)

@@ -27,8 +27,8 @@ class TimeSeriesDataModule(SeriesDataModule):
     Arrays have the shape ``(time, nodes, components)``, or ``(trajectories, time, nodes, components)``. A ``.npz`` file
     holds one as ``x``, and may hold ``time`` ``(time,)``, and the true ``weights`` ``(nodes, nodes)``.
 
-    Validation and test get the ends of each trajectory. See :class:`~lightning_nobp.datamodules.series.SeriesDataModule`
-    for what batches hold.
+    Validation and test get the ends of each trajectory. For what batches hold, see
+    :class:`~lightning_nobp.datamodules.series.SeriesDataModule`.
 
     Args:
         path: The file.
@@ -71,7 +71,7 @@ class TimeSeriesDataModule(SeriesDataModule):
         splits: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
         for x in series.trajectories:
             val, test = (int(size * len(x)) for size in (self.val_size, self.test_size))
-            for split, part in zip(splits, x.split([len(x) - val - test, val, test]), strict=True):
+            for split, part in zip(splits, torch.split(x, [len(x) - val - test, val, test]), strict=True):
                 splits[split].append(part)
         return splits if self.val_size else splits | {"val": []}
 

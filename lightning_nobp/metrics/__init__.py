@@ -1,6 +1,8 @@
 """Sums over data as torchmetrics: added up over batches, processes and sites."""
 
 from lightning_nobp.metrics.feature_rows import FeatureRows
+from lightning_nobp.metrics.network_statistics import NetworkStatistics
+from lightning_nobp.metrics.networks import LinkAUROC, LinkAveragePrecision, ValidPredictionTime, WeightError
 from lightning_nobp.metrics.normal_equations import NormalEquations
 from lightning_nobp.metrics.patch_statistics import PatchStatistics
 from lightning_nobp.metrics.spikes import DecisionTime, SilentFraction, SpikesPerNeuron, SynapticOperations
@@ -9,10 +11,15 @@ from lightning_nobp.metrics.summed import SummedMetric
 __all__ = [
     "DecisionTime",
     "FeatureRows",
+    "LinkAUROC",
+    "LinkAveragePrecision",
+    "NetworkStatistics",
     "NormalEquations",
     "PatchStatistics",
     "SilentFraction",
     "SpikesPerNeuron",
     "SummedMetric",
     "SynapticOperations",
+    "ValidPredictionTime",
+    "WeightError",
 ]

@@ -1,6 +1,14 @@
 """Torch layers and networks, usable without Lightning."""
 
 from lightning_nobp.nn.backprop import accumulate_grad, check_supported, register_vjp, vjp
+from lightning_nobp.nn.dynamical import (
+    DynamicalNetwork,
+    DynamicsFactory,
+    LocalDynamics,
+    NetworkDescent,
+    NodeDynamics,
+    PolynomialDynamics,
+)
 from lightning_nobp.nn.forward_forward import FFConv2d, FFLayer, FFLinear
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, ForwardForwardMLP
@@ -86,6 +94,8 @@ __all__ = [
     "Cardioid",
     "ColourToQuaternions",
     "CompensationLayer",
+    "DynamicalNetwork",
+    "DynamicsFactory",
     "EarliestSpikePool2d",
     "EquivariantMLP",
     "Estimate",
@@ -103,10 +113,13 @@ __all__ = [
     "InPlaceEngine",
     "LabelledInput",
     "LatencyEncoder",
+    "LocalDynamics",
     "MagnitudeTanh",
     "MembraneReadout",
     "ModReLU",
+    "NetworkDescent",
     "NetworkFactory",
+    "NodeDynamics",
     "NormGate",
     "PCAConv2d",
     "PHMConv1d",
@@ -117,6 +130,7 @@ __all__ = [
     "PatchesToQuaternions",
     "PhaseSin",
     "PhaseTanh",
+    "PolynomialDynamics",
     "QuaternionAdam",
     "QuaternionAutoencoder",
     "QuaternionBatchNorm",

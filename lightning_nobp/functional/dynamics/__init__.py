@@ -20,6 +20,7 @@ from lightning_nobp.functional.dynamics.network import (
     step,
     velocity,
 )
+from lightning_nobp.functional.dynamics.prediction import noisy_start, valid_steps
 from lightning_nobp.functional.dynamics.topology import TOPOLOGIES, draw_links, draw_weights
 
 __all__ = [
@@ -44,9 +45,11 @@ __all__ = [
     "differentiate",
     "draw_links",
     "draw_weights",
+    "noisy_start",
     "rk4_increment",
     "rollout",
     "simulate_network",
     "step",
+    "valid_steps",
     "velocity",
 ]

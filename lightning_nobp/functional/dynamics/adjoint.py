@@ -42,7 +42,7 @@ def autograd_vjp(field: Field) -> FieldVjp:
     """Any differentiable field with its pullback."""
 
     def run(x: Tensor) -> tuple[Tensor, Pullback]:
-        y, pullback = torch.func.vjp(field, x)
+        y, pullback = torch.func.vjp(field, x)  # type: ignore[misc]
         return y, lambda grad: pullback(grad)[0]
 
     return run

@@ -13,7 +13,7 @@ from lightning_nobp.functional.network_inference.infer import (
     solve_sparse,
 )
 from lightning_nobp.functional.network_inference.library import polynomial_exponents, polynomial_features
-from lightning_nobp.functional.network_inference.solve import Solution, solve
+from lightning_nobp.functional.network_inference.solve import Solution, residual, solve, solve_local
 from lightning_nobp.functional.network_inference.statistics import Statistics, statistics
 
 __all__ = [
@@ -28,7 +28,9 @@ __all__ = [
     "infer_coupling",
     "polynomial_exponents",
     "polynomial_features",
+    "residual",
     "solve",
+    "solve_local",
     "solve_sparse",
     "statistics",
 ]

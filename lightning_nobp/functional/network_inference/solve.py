@@ -87,4 +87,39 @@ def _least_squares(gram: Tensor, right: Tensor, shared: bool, ridge: float) -> T
         gram, right = gram.sum(dim=0, keepdim=True), right.sum(dim=0, keepdim=True)
     scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
     scaled = gram / (scale.unsqueeze(1) * scale.unsqueeze(2)) + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype)
-    return torch.linalg.solve(scaled, right / scale.unsqueeze(-1)) / scale.unsqueeze(-1)
+    found: Tensor = torch.linalg.solve(scaled, right / scale.unsqueeze(-1)) / scale.unsqueeze(-1)
+    return found
+
+
+def solve_local(sums: Statistics, weights: Tensor, *, shared: bool, ridge: float) -> Tensor:
+    """Local motion ``(1 or nodes, terms, components)`` of least squares beside given couplings.
+
+    Args:
+        sums: Of a series.
+        weights: ``(nodes, nodes)``.
+        shared: See :func:`solve`.
+        ridge: Likewise.
+    """
+    moved = sums.moved.clone()
+    moved[..., 0] -= torch.einsum("ij,ijk->ik", _contrasts(weights), sums.cross)
+    return _least_squares(sums.local, moved, shared, ridge)
+
+
+def residual(sums: Statistics, solution: Solution) -> Tensor:
+    """Mean square of what a solution leaves of the velocities, over samples, nodes and components.
+
+    Args:
+        sums: Of the series.
+        solution: Couplings and local motion.
+    """
+    rows, nodes = _contrasts(solution.weights), len(solution.weights)
+    beta = solution.coefficients.expand(nodes, -1, -1)
+    left = sums.energy + (beta * (sums.local @ beta - 2 * sums.moved)).sum(dim=1)
+    felt = (rows * (rows @ sums.couplings - 2 * sums.driven)).sum(dim=1)
+    felt += 2 * torch.einsum("ij,ijk,ik->i", rows, sums.cross, beta[..., 0])
+    return (left.sum() + felt.sum()).clamp_min(0) / (sums.samples * left.numel())
+
+
+def _contrasts(weights: Tensor) -> Tensor:
+    """Rows ``c_i`` whose product with first components is the coupling."""
+    return weights - torch.diag(weights.sum(dim=1))
