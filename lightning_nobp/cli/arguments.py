@@ -52,7 +52,7 @@ def prepare(arguments: list[str]) -> Prepared:
             value = str(resolve_in(value, Path(mains[0]).parent) if of_run else resolve(value, recipe, _roots(split)))
         elif option == "--model":
             _check_class(option, value, [rule.name for rule in RULES])
-        elif option == "--model.network" and value in NETWORKS:
+        elif option in ("--model.network", "--model.local") and value in NETWORKS:
             value = f"lightning_nobp.nn.{value}"
         elif option == "--data":
             _check_class(option, value, DATA_MODULES)

@@ -56,6 +56,12 @@ RULES = (
         "Timing-Based Backpropagation in Spiking Neural Networks Without ... (arXiv 2211.16113)",
     ),
     RuleEntry(
+        "DynamicalNetworkBackprop",
+        "lightning_nobp.rules.DynamicalNetworkBackprop",
+        "who is coupled to whom, and how each node moves, from time series",
+        "Backpropagation on Dynamical Networks (arXiv 2207.03093)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -76,6 +82,8 @@ NETWORKS = (
     "ForwardForwardCNN",
     "ForwardForwardMLP",
     "HashingNetwork",
+    "LocalDynamics",
+    "PolynomialDynamics",
     "QuaternionAutoencoder",
     "QuaternionCNN",
     "QuaternionMLP",

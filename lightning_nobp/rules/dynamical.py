@@ -1,7 +1,7 @@
 """Backpropagation on dynamical networks: couplings and local motion from time series."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -12,24 +12,15 @@ from torch.nn import functional as F
 
 from lightning_nobp.functional import dynamics
 from lightning_nobp.functional.dynamics import Adjoint, Derivative, coupling, coupling_adjoint, differentiate
-from lightning_nobp.functional.network_inference import (
-    Solution,
-    Statistics,
-    check_enough,
-    check_identifiable,
-    check_resolved,
-    residual,
-    solve_local,
-    solve_sparse,
-)
 from lightning_nobp.metrics.network_statistics import NetworkStatistics
 from lightning_nobp.nn.dynamical import DynamicalNetwork, NetworkDescent, NodeDynamics
 from lightning_nobp.nn.dynamical.local import field_vjp
-from lightning_nobp.rules.network_rule import NetworkRule
+from lightning_nobp.rules.network_rule import NetworkRule, free_run
+from lightning_nobp.rules.network_solution import add_windows, empty_sums, solve_network
 from lightning_nobp.rules.synchronisation import is_main_rank, sum_over_ranks
 
 Method = Literal["variable_projection", "alternation"]
-Phase = Literal["local", "couplings", "sums", "both", "done"]
+Phase = Literal["local", "couplings", "sums", "done"]
 
 _STATE_KEY = "dynamical"
 
@@ -39,8 +30,7 @@ class DynamicalNetworkBackprop(NetworkRule):
 
     With ``method='variable_projection'`` an epoch sums statistics of states and velocities, and its last batch solves
     for couplings and local motion, jointly and in closed form. ``initial_epochs`` before it fit a local motion that is
-    not linear in its parameters to the velocities; of that the closed form then finds the last layer. ``refine_epochs``
-    after it descend the error of predictions over windows, by couplings and local motion together.
+    not linear in its parameters to the velocities; of that the closed form then finds the last layer anew.
 
     With ``method='alternation'`` the local motion is fitted to the velocities first, where the couplings act as a
     disturbance (``initial_epochs``). Then ``coupling_epochs`` descend the error of predictions over windows by the
@@ -67,7 +57,6 @@ class DynamicalNetworkBackprop(NetworkRule):
         initial_epochs: Fit the local motion before the couplings.
         coupling_epochs: Of each cycle of an alternation.
         local_epochs: Likewise.
-        refine_epochs: After the closed form.
         tolerance: Relative change of couplings, and of the error, over a cycle at which an alternation ends.
         optimizer: See :class:`LearningRule`; by default :class:`~lightning_nobp.nn.NetworkDescent`, with the paper's
             steps of fixed length for couplings.
@@ -97,7 +86,6 @@ class DynamicalNetworkBackprop(NetworkRule):
         initial_epochs: int = 0,
         coupling_epochs: int = 1,
         local_epochs: int = 1,
-        refine_epochs: int = 0,
         tolerance: float = 1e-3,
         optimizer: OptimizerCallable = NetworkDescent,
         **kwargs: Any,
@@ -106,7 +94,7 @@ class DynamicalNetworkBackprop(NetworkRule):
         self.ridge, self.density, self.l1 = ridge, density, l1
         self.symmetric, self.non_negative, self.freeze_local = symmetric, non_negative, freeze_local
         self.initial_epochs, self.coupling_epochs, self.local_epochs = initial_epochs, coupling_epochs, local_epochs
-        self.refine_epochs, self.tolerance = refine_epochs, tolerance
+        self.tolerance = tolerance
         self._check_numbers()
         super().__init__(optimizer=optimizer, **kwargs)
         self._check_together()
@@ -126,7 +114,7 @@ class DynamicalNetworkBackprop(NetworkRule):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0, and finite")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density={self.density} must be above 0 and at most 1, or None for all links")
-        for name, least in (("initial_epochs", 0), ("coupling_epochs", 1), ("local_epochs", 0), ("refine_epochs", 0)):
+        for name, least in (("initial_epochs", 0), ("coupling_epochs", 1), ("local_epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
@@ -136,13 +124,15 @@ class DynamicalNetworkBackprop(NetworkRule):
                 f"derivative={self.derivative!r} does not go with integrator={self.integrator!r}: differences to the "
                 "next sample ('forward') are the velocities of a map ('euler'), and of nothing else"
             )
-        if self.method == "alternation" and (self.density is not None or self.refine_epochs):
+        if self.method == "alternation" and self.density is not None:
             raise ValueError(
-                f"density={self.density} and refine_epochs={self.refine_epochs} belong to "
-                "method='variable_projection': leave them out, and take l1 for fewer links"
+                f"density={self.density} belongs to method='variable_projection': take l1 for fewer links of an "
+                "alternation"
             )
-        if self.method == "variable_projection" and self.l1 and not self.refine_epochs:
-            raise ValueError(f"l1={self.l1}: the closed form does not descend a loss. Take density, or refine_epochs")
+        if self.method == "variable_projection" and self.l1:
+            raise ValueError(
+                f"l1={self.l1} belongs to method='alternation': take density for fewer links of the closed form"
+            )
         if self.freeze_local and self.initial_epochs:
             raise ValueError(f"initial_epochs={self.initial_epochs} would fit what freeze_local=True keeps: take 0")
 
@@ -160,16 +150,19 @@ class DynamicalNetworkBackprop(NetworkRule):
 
     @property
     def phase(self) -> Phase:
-        """What this epoch moves: ``'local'`` motion, ``'couplings'``, ``'both'``, ``'sums'``, or nothing any more."""
+        """What this epoch moves: ``'local'`` motion, ``'couplings'``, both by their ``'sums'``, or nothing."""
         epoch = self._ended_epochs - self.initial_epochs
         if epoch < 0:
             return "local"
         if self.method == "variable_projection":
-            return "sums" if epoch == 0 else "both" if epoch <= self.refine_epochs else "done"
-        local_epochs = 0 if self.freeze_local else self.local_epochs
+            return "sums" if epoch == 0 else "done"
         if self._has_converged:
             return "done"
-        return "couplings" if epoch % (self.coupling_epochs + local_epochs) < self.coupling_epochs else "local"
+        return "couplings" if self._of_cycle(epoch) < self.coupling_epochs else "local"
+
+    def _of_cycle(self, epoch: int) -> int:
+        """Which epoch of a cycle it is."""
+        return epoch % (self.coupling_epochs + (0 if self.freeze_local else self.local_epochs))
 
     def end_epoch(self) -> dict[str, float]:
         """Without a Trainer: end an epoch; returns the ``loss`` of the closed form if it was one of sums."""
@@ -192,7 +185,7 @@ class DynamicalNetworkBackprop(NetworkRule):
         windows, phase = self.windows(batch), self.phase
         if phase == "local":
             return {"loss": self._local_step(windows)}
-        if phase in ("couplings", "both"):
+        if phase == "couplings":
             return {"loss": self._coupling_step(windows)}
         if phase == "sums":
             self._sum(batch)
@@ -210,7 +203,7 @@ class DynamicalNetworkBackprop(NetworkRule):
     def _coupling_step(self, windows: Tensor) -> Tensor:
         network = self.built_network()
         found = coupling_adjoint(
-            field_vjp(network.local, train=self.phase == "both"),
+            field_vjp(network.local, train=False),
             windows[:, : self.num_steps + 1],
             network.weights,
             network.dt,
@@ -237,27 +230,27 @@ class DynamicalNetworkBackprop(NetworkRule):
         if phase == "local":
             x, wanted = self._velocities(windows)
             return F.mse_loss(network.local(x), wanted)
-        if phase not in ("couplings", "both"):
+        if phase != "couplings":
             return None
-        kept = {n: p if phase == "both" else p.detach() for n, p in network.local.named_parameters()}
+        kept = {n: p.detach() for n, p in network.local.named_parameters()}
         windows = windows[:, : self.num_steps + 1]
-        predicted = dynamics.rollout(
-            lambda x: functional_call(network.local, kept, (x,)),
-            windows[:, 0],
-            network.weights,
-            self.num_steps,
-            network.dt,
-            integrator=network.integrator,
+
+        def alone(x: Tensor) -> Tensor:
+            found: Tensor = functional_call(network.local, kept, (x,))
+            return found
+
+        predicted = free_run(
+            lambda x: dynamics.step(alone, x, network.weights, network.dt, network.integrator), windows
         )
         off_diagonal = network.weights - torch.diag(network.weights.diagonal())
         mean_size = off_diagonal.abs().sum() / (network.num_nodes * (network.num_nodes - 1))
-        return F.mse_loss(predicted[1:].movedim(0, 1), windows[:, 1:]) + self.l1 * mean_size
+        return F.mse_loss(predicted[:, 1:], windows[:, 1:]) + self.l1 * mean_size
 
     # The closed form
 
     def _sum(self, batch: Any) -> None:
         """Add a batch to the sums, in float64."""
-        windows = (batch if isinstance(batch, Tensor) else batch[0]).double()
+        windows = batch if isinstance(batch, Tensor) else batch[0]
         if not bool(windows.isfinite().all()):
             if self.on_nonfinite == "skip":
                 self._skipped_steps += 1
@@ -266,52 +259,23 @@ class DynamicalNetworkBackprop(NetworkRule):
                 f"{type(self).__name__}: windows of a batch are not finite. The sums are untouched. Check the data, or "
                 "go on without such batches: on_nonfinite='skip'."
             )
+        network = self.built_network()
         if self.statistics is None:
-            self.statistics = self._empty()
-        network = self.built_network()
-        x, velocity = differentiate(windows, network.dt, self.derivative)
-        x, velocity = x.flatten(0, 1), velocity.flatten(0, 1)
-        if self.freeze_local:
-            # All of it is known: the couplings are to explain the rest.
-            velocity = velocity - network.local(x.to(network.weights)).double()
-            features = x.new_zeros(*x.shape[:2], 0)
-        else:
-            features = cast(NodeDynamics, network.local).features(x)
-        self.statistics.update(features, x[..., 0], velocity)
-
-    def _empty(self) -> NetworkStatistics:
-        network = self.built_network()
-        terms = 0 if self.freeze_local else cast(NodeDynamics, network.local).num_terms
-        return NetworkStatistics(network.num_nodes, terms, network.components).to(self.device)
+            self.statistics = empty_sums(network, self.freeze_local)
+        add_windows(self.statistics, network, windows, self.derivative, self.freeze_local)
 
     def _solve(self) -> dict[str, float]:
         """Set couplings and local motion to what fits the sums best."""
         if self.statistics is None:
             raise RuntimeError("no batch was summed in this epoch: call compute_gradients(batch) first")
-        network, sums = self.built_network(), self.statistics.statistics()
-        self.statistics = None
-        shared = not isinstance(network.local, NodeDynamics) or network.local.shared
+        sums, self.statistics = self.statistics.statistics(), None
+        options = {
+            name: getattr(self, name) for name in ("derivative", "density", "ridge", "symmetric", "non_negative")
+        }
         try:
-            self._check_sums(sums, shared)
-            solution = solve_sparse(sums, self.density, shared=shared, ridge=self.ridge)
+            return {"loss": solve_network(self.built_network(), sums, frozen=self.freeze_local, **options)}
         except (ValueError, RuntimeError) as error:
             raise MisconfigurationException(str(error)) from error
-        network.weights.copy_(solution.weights)
-        if self.symmetric or self.non_negative:
-            network.constrain_(self.symmetric, self.non_negative)
-            weights = network.weights.double().cpu()
-            solution = Solution(weights, solve_local(sums, weights, shared=shared, ridge=self.ridge))
-        if not self.freeze_local:
-            cast(NodeDynamics, network.local).set_coefficients(solution.coefficients)
-        return {"loss": float(residual(sums, solution))}
-
-    def _check_sums(self, sums: Statistics, shared: bool) -> None:
-        network = self.built_network()
-        check_enough(int(sums.samples), network.num_nodes, sums.local.shape[-1], shared)
-        if self.derivative != "forward" and not self.freeze_local:
-            # Normalised series have a standard deviation of 1.
-            check_resolved((sums.energy.mean(dim=0) / sums.samples).sqrt(), network.dt)
-        check_identifiable(sums.couplings)
 
     # The end
 
@@ -322,9 +286,10 @@ class DynamicalNetworkBackprop(NetworkRule):
 
     def on_train_epoch_end(self) -> None:
         """See whether the couplings have come to rest, and stop the Trainer behind the last epoch."""
-        ended, loss = self.phase, self._means.compute().get("loss")
+        loss, place = self._means.compute().get("loss"), self._of_cycle(self._ended_epochs - self.initial_epochs)
+        ends_descent = self.phase == "couplings" and place == self.coupling_epochs - 1
         super().on_train_epoch_end()
-        if ended == "couplings" and self.phase != "couplings" and loss is not None:
+        if ends_descent and loss is not None:
             self._compare(float(loss))
         if self.phase == "done":
             self.trainer.should_stop = True
@@ -364,7 +329,7 @@ class DynamicalNetworkBackprop(NetworkRule):
         if state["weights"] is not None:
             self._before = (state["weights"].to(self.device), state["loss"])
         if state["statistics"]:
-            self.statistics = self._empty()
+            self.statistics = empty_sums(self.built_network(), self.freeze_local)
             if is_main_rank():
                 # What all processes had summed counts once.
                 self.statistics.merge(state["statistics"])

@@ -195,7 +195,7 @@ class NetworkRule(LearningRule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Free runs from the first sample of each window, in the units of the data, of the shape of the windows."""
         network, windows = self.built_network(), self.windows(batch)
-        return self._free_run(windows) * network.scale + network.mean
+        return free_run(network, windows) * network.scale + network.mean
 
     def on_test_epoch_start(self) -> None:
         """Learn of the data module how fast errors grow."""
@@ -220,18 +220,11 @@ class NetworkRule(LearningRule):
         if batch_idx == 0:
             self.check_batch(batch)
         true = self.windows(batch)[:, : num_steps + 1]
-        predicted = self._free_run(true)
+        predicted = free_run(self.built_network(), true)
         counted = slice(1, self.num_steps + 1)
         loss = (predicted[:, counted] - true[:, counted]).square().mean()
         cast(MeanMetric, self._metrics[f"{stage}/loss"]).update(loss, weight=len(true))
         return {"predicted": predicted, "true": true}
-
-    def _free_run(self, windows: Tensor) -> Tensor:
-        """From the first sample of each window; what a model that diverges gives is not finite, and stays so."""
-        network, seen = self.built_network(), [windows[:, 0]]
-        for _ in range(windows.shape[1] - 1):
-            seen.append(network(seen[-1]))
-        return torch.stack(seen, dim=1)
 
     def _predictions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Free runs of the network, and of the true system from inexact starts, by the metric that counts them."""
@@ -258,3 +251,19 @@ class NetworkRule(LearningRule):
         for name, kind in _LINK_METRICS.items():
             # The same weights on every rank.
             self.log(f"{stage}/{name}", cast(Callable[..., Tensor], kind.of)(weights.detach(), true.to(weights.device)))
+
+
+def free_run(step: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+    """Predictions from the first sample of each window; what diverges is not finite, and stays so.
+
+    Args:
+        step: From states to those one step later.
+        windows: ``(batch, steps + 1, nodes, components)``.
+
+    Returns:
+        Of the shape of ``windows``, the start first.
+    """
+    seen = [windows[:, 0]]
+    for _ in range(windows.shape[1] - 1):
+        seen.append(step(seen[-1]))
+    return torch.stack(seen, dim=1)
