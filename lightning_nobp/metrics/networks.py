@@ -39,7 +39,7 @@ def link_average_precision(weights: Tensor, true: Tensor) -> Tensor:
     size, is_link = _pairs(weights, true)
     linked, everyone = size[is_link].sort().values, size.sort().values
     hits = len(linked) - torch.searchsorted(linked, linked)
-    return (hits / (len(everyone) - torch.searchsorted(everyone, linked))).double().mean()
+    return (hits.double() / (len(everyone) - torch.searchsorted(everyone, linked))).mean()
 
 
 def weight_error(weights: Tensor, true: Tensor) -> Tensor:

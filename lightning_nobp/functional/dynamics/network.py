@@ -191,9 +191,10 @@ def check_weights(weights: Tensor) -> None:
 
 
 def _refuse_diverged(found: Tensor, dt: float) -> None:
-    bad = ~found.isfinite().all(dim=-1).flatten(1, -2)
-    first = int(bad.any(dim=1).nonzero()[0])
-    node = int((~found[first].isfinite().all(dim=-1)).reshape(-1, found.shape[-2]).any(dim=0).nonzero()[0])
+    first = int((~found.isfinite().flatten(1).all(dim=1)).nonzero()[0])
+    # Within a step what is not finite spreads to all nodes: the culprit is the one that was farthest out before.
+    before = found[max(first - 1, 0)].abs().nan_to_num(float("inf")).amax(dim=-1)
+    node = int(before.reshape(-1, before.shape[-1]).amax(dim=0).argmax())
     raise FloatingPointError(
         f"the network is not finite at step {first}, first at node {node}: take a smaller dt than {dt}, or "
         "weaker weights"
