@@ -114,9 +114,13 @@ class CoupledOscillatorsDataModule(SeriesDataModule):
             links = draw_links(self.topology, self.num_nodes, generator, self.density, self.directed)
             spread = (self.coupling_mean, self.coupling_std, generator)
             return draw_weights(links, *spread, self.negative_fraction, self.directed)
-        weights = _read_matrix(self.topology) if isinstance(self.topology, str) else torch.as_tensor(self.topology)
+        weights = (
+            _read_matrix(self.topology)
+            if isinstance(self.topology, str)
+            else torch.tensor(self.topology, dtype=torch.float64)
+        )
         check_weights(weights)
-        return weights.double() - torch.diag(weights.double().diagonal())
+        return weights - torch.diag(weights.diagonal())
 
     def load(self) -> dict[str, list[Tensor]]:
         """Simulate all trajectories."""

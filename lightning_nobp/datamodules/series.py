@@ -28,7 +28,7 @@ class WindowBatches:
         self.window = window
         starts, before = [], 0
         for trajectory in trajectories:
-            starts.append(torch.arange(before, before + len(trajectory) - window, stride))
+            starts.append(torch.arange(before, max(before, before + len(trajectory) - window), stride))
             before += len(trajectory)
         self.starts = torch.cat(starts)
 
