@@ -1,11 +1,13 @@
 """Networks from the time series of their nodes."""
 
+from lightning_nobp.functional.network_inference.bootstrap import standard_error
 from lightning_nobp.functional.network_inference.checks import (
     check_enough,
     check_identifiable,
     check_resolved,
     check_series,
 )
+from lightning_nobp.functional.network_inference.graph import Link, links, network_graph
 from lightning_nobp.functional.network_inference.infer import (
     InferredNetwork,
     Normalisation,
@@ -18,6 +20,7 @@ from lightning_nobp.functional.network_inference.statistics import Statistics, s
 
 __all__ = [
     "InferredNetwork",
+    "Link",
     "Normalisation",
     "Solution",
     "Statistics",
@@ -26,11 +29,14 @@ __all__ = [
     "check_resolved",
     "check_series",
     "infer_coupling",
+    "links",
+    "network_graph",
     "polynomial_exponents",
     "polynomial_features",
     "residual",
     "solve",
     "solve_local",
     "solve_sparse",
+    "standard_error",
     "statistics",
 ]

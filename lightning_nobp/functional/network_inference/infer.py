@@ -1,12 +1,12 @@
 """Who is coupled to whom: from time series to weights and local motion, in closed form."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_nobp.functional.dynamics import Derivative, differentiate
+from lightning_nobp.functional.network_inference.bootstrap import standard_error
 from lightning_nobp.functional.network_inference.checks import (
     check_enough,
     check_identifiable,
@@ -140,7 +140,7 @@ def infer_coupling(
         return solve_sparse(sums, density, shared=shared, ridge=ridge)
 
     solution = solved(total)
-    error = _standard_error(windows, solved, num_bootstrap, seed) if num_bootstrap else None
+    error = standard_error(windows, lambda s: solved(s).weights, num_bootstrap, seed) if num_bootstrap else None
     return InferredNetwork(solution.weights, solution.coefficients, exponents, normalisation, error)
 
 
@@ -164,19 +164,6 @@ def solve_sparse(sums: Statistics, density: float | None, *, shared: bool, ridge
         links = torch.zeros(nodes * nodes, dtype=torch.bool).index_fill(0, strongest, True).view(nodes, nodes)
         solution = solve(sums, shared=shared, ridge=ridge, links=links)
     return solution
-
-
-def _standard_error(
-    windows: list[Statistics], solved: Callable[[Statistics], Solution], num_bootstrap: int, seed: int
-) -> Tensor:
-    """Standard deviation of the weights over windows drawn again and again."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(num_bootstrap):
-        drawn = torch.randint(len(windows), (len(windows),), generator=generator).bincount(minlength=len(windows))
-        parts = [window * times for window, times in zip(windows, drawn.tolist(), strict=True) if times]
-        found.append(solved(sum(parts[1:], start=parts[0])).weights)
-    return torch.stack(found).std(dim=0)
 
 
 def _sums(states: Tensor, velocity: Tensor, normalisation: Normalisation, exponents: Tensor) -> Statistics:
