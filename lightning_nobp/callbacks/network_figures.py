@@ -83,6 +83,7 @@ def couplings_figure(weights: Tensor, true: Tensor | None = None) -> "Figure":
         true: Likewise, or None.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     known = [("found", weights)] if true is None else [("true", true), ("found", weights)]
     figure = Figure(figsize=(4.2 * (len(known) + (true is not None)), 3.8), layout="constrained")
@@ -93,6 +94,8 @@ def couplings_figure(weights: Tensor, true: Tensor | None = None) -> "Figure":
         axes.set_title(name)
         axes.set_xlabel("from node")
         axes.set_ylabel("to node")
+        for side in (axes.xaxis, axes.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=panels[: len(known)].tolist())
     if true is not None:
         apart = ~torch.eye(len(weights), dtype=torch.bool)
