@@ -6,6 +6,7 @@ Times are CPU seconds of one thread, medians over the rounds; errors are relativ
 """
 
 import argparse
+import logging
 import statistics
 import time
 import warnings
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     compare(options.cycles, options.rounds)
     growth(options.rounds)
