@@ -24,8 +24,12 @@ DATA_SETS = {
     "parity": "parity of three bits",
     "xor": "XOR",
     "attitude": "attitude of a free body",
+    "lorenz16": "16 coupled Lorenz systems",
+    "lorenz64": "64 coupled Lorenz systems",
+    "chua16": "16 coupled circuits of Chua",
+    "fhn16": "16 coupled neurons of FitzHugh and Nagumo",
 }
-TOYS = ("nist7x7", "parity", "xor", "attitude")
+TOYS = ("nist7x7", "parity", "xor", "attitude", "lorenz16", "lorenz64", "chua16", "fhn16")
 """Of these one rule has recipes: they have no column in the overview."""
 
 Measured = dict[str, dict[str, Any]]

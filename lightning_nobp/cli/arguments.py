@@ -13,7 +13,7 @@ RUNS = "runs"
 _SAVE_DIR = ("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")
 
 _WITH_VALUE = (
-    *("-c", "--config", "--ckpt_path", "--model", "--model.network", "--data"),
+    *("-c", "--config", "--ckpt_path", "--model", "--model.network", "--model.local", "--data"),
     *("--trainer.default_root_dir", "--trainer.logger"),
     *_SAVE_DIR,
 )

@@ -11,7 +11,7 @@ from lightning_nobp.datamodules.batched import BatchedDataModule, check_least
 from lightning_nobp.datamodules.loader import Batch
 from lightning_nobp.datamodules.plain import plain
 from lightning_nobp.datamodules.sampler import BatchIndex
-from lightning_nobp.functional.network_inference import Normalisation
+from lightning_nobp.functional.network_inference import Normalisation, check_identifiable
 
 
 class WindowBatches:
@@ -59,7 +59,8 @@ class SeriesDataModule(BatchedDataModule):
         **kwargs: See :class:`~lightning_nobp.datamodules.batched.BatchedDataModule`.
 
     Raises:
-        ValueError: An argument out of its range; in ``setup``, a window longer than a trajectory.
+        ValueError: An argument out of its range; in ``setup``, a window longer than a trajectory, or nodes that move
+            together.
     """
 
     num_nodes: int
@@ -99,6 +100,9 @@ class SeriesDataModule(BatchedDataModule):
         self.input_shape = (self.num_nodes, self.components)
         for split, trajectories in series.items():
             self._samples[split] = self._windows(split, trajectories)
+        h = self._samples["train"].samples[..., 0]
+        if len(h) >= self.num_nodes:
+            check_identifiable(h.T @ h)
 
     def _windows(self, split: str, trajectories: list[Tensor]) -> WindowBatches:
         window = self.horizon if split == "test" else self.window

@@ -35,6 +35,8 @@ class TimeSeriesDataModule(SeriesDataModule):
         dt: Time from one sample to the next, in any unit: couplings are in one over it.
         val_size: Fraction of each trajectory for validation; 0 for none.
         test_size: Fraction for the test.
+        lyapunov_exponent: Rate at which errors grow, one over the unit of ``dt``, if it is known: prediction times are
+            then told in units of one over it.
         **kwargs: Windows and batches: see :class:`~lightning_nobp.datamodules.series.SeriesDataModule`.
 
     Raises:
@@ -43,9 +45,17 @@ class TimeSeriesDataModule(SeriesDataModule):
     """
 
     def __init__(
-        self, *, path: str | Path, dt: float, val_size: float = 0.1, test_size: float = 0.1, **kwargs: Any
+        self,
+        *,
+        path: str | Path,
+        dt: float,
+        val_size: float = 0.1,
+        test_size: float = 0.1,
+        lyapunov_exponent: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.lyapunov_exponent = plain(lyapunov_exponent)
         self.path, self.dt, self.val_size, self.test_size = str(path), plain(dt), plain(val_size), plain(test_size)
         if not 0 < self.dt < math.inf:
             raise ValueError(f"dt={self.dt} must be positive, and finite")
@@ -56,6 +66,8 @@ class TimeSeriesDataModule(SeriesDataModule):
                 f"test_size={self.test_size} is a fraction of each trajectory: above 0, and with "
                 f"val_size={self.val_size} below 1"
             )
+        if self.lyapunov_exponent is not None and not self.lyapunov_exponent > 0:
+            raise ValueError(f"lyapunov_exponent={self.lyapunov_exponent} must be positive, or None if it is not known")
         self.node_names: tuple[str, ...] = ()
         """What the file calls the nodes, known after ``setup``."""
 
@@ -74,6 +86,14 @@ class TimeSeriesDataModule(SeriesDataModule):
             for split, part in zip(splits, torch.split(x, [len(x) - val - test, val, test]), strict=True):
                 splits[split].append(part)
         return splits if self.val_size else splits | {"val": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the file calls the nodes; goes into the checkpoint."""
+        return {"node_names": list(self.node_names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the names back."""
+        self.node_names = tuple(state_dict["node_names"])
 
     def _check(self, series: Series) -> None:
         for number, (x, time) in enumerate(zip(series.trajectories, series.times, strict=True)):

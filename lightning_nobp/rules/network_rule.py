@@ -53,6 +53,8 @@ class NetworkRule(LearningRule):
     """
 
     supported_precisions: ClassVar[tuple[str, ...]] = ("32-true", "64-true")
+    classifies: ClassVar[bool] = False
+    """Predictions are states, not classes."""
     presets: ClassVar[Mapping[str, DynamicsFactory]] = {"polynomial": PolynomialDynamics, "mlp": LocalDynamics}
     """Local motions that have a short name."""
 

@@ -180,6 +180,11 @@ def test_bad_arguments_are_named(arguments, message):
         set_up(**arguments)
 
 
+def test_a_network_that_synchronises_is_named():
+    with pytest.raises(ValueError, match=r"nodes \d and \d move together \(correlation 1.000000\)"):
+        set_up(coupling_mean=20.0, density=1.0, transient=5000, dt=0.01)
+
+
 def test_a_network_that_diverges_is_named():
     with pytest.raises(FloatingPointError, match="the network is not finite at step"):
         set_up(coupling_mean=1000.0, density=1.0)

@@ -76,6 +76,13 @@ def test_trajectories_are_kept_apart(tmp_path):
     assert torch.equal(samples(set_up(array, horizon=4), "train"), samples(data, "train"))
 
 
+def test_names_of_nodes_go_into_the_checkpoint(tmp_path):
+    data = set_up(write(tmp_path, "csv"))
+    again = TimeSeriesDataModule(path="moved.csv", **SMALL)
+    again.load_state_dict(data.state_dict())
+    assert again.node_names == ("a", "b", "c")
+
+
 def test_weights_in_a_file_are_the_truth(tmp_path):
     weights = np.array([[0, 1.0, 0], [0, 0, 2.0], [0.5, 0, 0]])
     data = set_up(write(tmp_path, "npz", weights=weights))
@@ -113,6 +120,8 @@ LATER = TIMES + np.where(np.arange(100) > 60, 2.0, 0.0)
         (table()[["time"]], {}, "no columns. Give a column a number"),
         (table()[["a.x", "a.y"]], {}, "x holds one node: a network has at least two"),
         (table(**{"b.x": 1.0}), {}, "component 0 of node 1 never changes"),
+        (table(**{"c.x": X[:, 0, 0]}), {}, "nodes 0 and 2 move together (correlation 1.000000)"),
+        (table(), {"lyapunov_exponent": 0.0}, "lyapunov_exponent=0.0 must be positive"),
         (table(), {"dt": 0.0}, "dt=0.0 must be positive"),
         (table(), {"val_size": 1.0}, "val_size=1.0 is a fraction of each trajectory"),
         (table(), {"val_size": 0.5, "test_size": 0.5}, "test_size=0.5 is a fraction of each trajectory"),
