@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 from toys import backprop, blobs, trainer, weights
 
 from lightning_nobp.callbacks import AttitudeError, LayerAccuracy, LayerGoodness, PredictionWriter, SparsityMask
-from lightning_nobp.datamodules import AttitudeDataModule, DigitsDataModule
+from lightning_nobp.datamodules import AttitudeDataModule, CoupledOscillatorsDataModule, DigitsDataModule
 from lightning_nobp.nn import (
     MLP,
     DuffingClassifier,
     EquivariantMLP,
     ForwardForwardMLP,
+    LocalDynamics,
     QuaternionAdam,
     ResCNet,
     SpikingMLP,
@@ -28,6 +29,7 @@ from lightning_nobp.nn import (
 )
 from lightning_nobp.rules import (
     Backprop,
+    DynamicalNetworkBackprop,
     HamiltonianEcho,
     MultiplexedGradientDescent,
     QuaternionBackprop,
@@ -195,6 +197,24 @@ def train_quaternion(folder: Path, strategy: str) -> None:
         strategy=strategy,
         precision="64-true",
         callbacks=[SaveRank(folder), AttitudeError()],
+    )
+    run.fit(rule, datamodule=data)
+
+
+def train_dynamical(folder: Path, strategy: str, method: str) -> None:
+    """A network of oscillators from windows whose number is odd, on one process or two."""
+    devices = 1 if strategy == "auto" else 2
+    torch.manual_seed(0)
+    options: dict[str, Any] = {}
+    if method == "alternation":
+        options = {"local": partial(LocalDynamics, hidden_dims=(8,)), "initial_epochs": 1, "l1": 0.1}
+    rule = DynamicalNetworkBackprop(method=method, num_steps=6, **options)
+    data = CoupledOscillatorsDataModule(
+        **{"num_nodes": 4, "density": 0.5, "num_steps": 154, "num_trajectories": 3, "transient": 200, "horizon": 30},
+        **{"window": 10, "batch_size": 20 // devices, "pad_shards": False, "shuffle": False},
+    )
+    run = trainer(
+        folder, max_epochs=3, devices=devices, strategy=strategy, precision="64-true", callbacks=[SaveRank(folder)]
     )
     run.fit(rule, datamodule=data)
 

@@ -16,6 +16,8 @@ from lightning_nobp.callbacks.hardware_noise import HardwareNoise
 from lightning_nobp.callbacks.layer_accuracy import LayerAccuracy
 from lightning_nobp.callbacks.layer_goodness import LayerGoodness
 from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, load_layers
+from lightning_nobp.callbacks.network_figures import NetworkFigures
+from lightning_nobp.callbacks.network_writer import NetworkWriter
 from lightning_nobp.callbacks.prediction_writer import PredictionWriter
 from lightning_nobp.callbacks.reversal_monitor import ReversalMonitor
 from lightning_nobp.callbacks.run_folder import run_folder
@@ -41,6 +43,8 @@ __all__ = [
     "LayerGoodness",
     "LayerwiseCheckpoint",
     "LogFigures",
+    "NetworkFigures",
+    "NetworkWriter",
     "Platform",
     "PredictionWriter",
     "ReversalMonitor",

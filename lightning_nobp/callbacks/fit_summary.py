@@ -10,6 +10,8 @@ from rich.table import Table
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.rules.closed_form import ClosedFormRule
 
+_OF_NETWORKS = {"link AUROC": "val/link_auroc", "weight error": "val/weight_error"}
+
 
 class FitSummary(Callback):
     """Print a compact table at the end of fit.
@@ -61,13 +63,15 @@ class FitSummary(Callback):
             "epochs, steps": f"{trainer.current_epoch}, {trainer.global_step:,}",
             "seconds": f"{seconds:.1f}",
         }
-        loss = trainer.callback_metrics.get("train/loss_epoch")
+        metrics = trainer.callback_metrics
+        loss = metrics.get("train/loss_epoch")
         if isinstance(rule, ClosedFormRule):
             rows["stages"] = f"{rule.stage} of {rule.num_stages} solved"
         elif loss is not None:
             rows["train/loss"] = f"{float(loss):.4f} (mean of the last epoch)"
         if self._best is not None:
             rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"
+        rows |= {row: f"{float(metrics[name]):.4g}" for row, name in _OF_NETWORKS.items() if name in metrics}
         if trainer.enable_validation and not self._validated:
             rows["validation"] = "none was due: the checkpoint is the last epoch's"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ RUNS = "runs"
 _SAVE_DIR = ("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")
 
 _WITH_VALUE = (
-    *("-c", "--config", "--ckpt_path", "--model", "--model.network", "--data"),
+    *("-c", "--config", "--ckpt_path", "--model", "--model.network", "--model.local", "--data"),
     *("--trainer.default_root_dir", "--trainer.logger"),
     *_SAVE_DIR,
 )
@@ -52,7 +52,7 @@ def prepare(arguments: list[str]) -> Prepared:
             value = str(resolve_in(value, Path(mains[0]).parent) if of_run else resolve(value, recipe, _roots(split)))
         elif option == "--model":
             _check_class(option, value, [rule.name for rule in RULES])
-        elif option == "--model.network" and value in NETWORKS:
+        elif option in ("--model.network", "--model.local") and value in NETWORKS:
             value = f"lightning_nobp.nn.{value}"
         elif option == "--data":
             _check_class(option, value, DATA_MODULES)

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_nobp.nn import FieldSystem, SpikingLayer, densify
-from lightning_nobp.rules import ClassificationRule
+from lightning_nobp.rules import ClassificationRule, NetworkRule
 
 
 class Scores(nn.Module):
@@ -112,6 +112,11 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
         rule.to(_dtype(content)).load_state_dict(content["state_dict"], strict=rule.strict_loading)
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise
         raise ValueError(f"{checkpoint} cannot be loaded as a checkpoint of a rule: {error}") from error
+    if isinstance(rule, NetworkRule):
+        raise ValueError(
+            f"{checkpoint} holds a network that moves in time, and answers no inputs: take it from Python, "
+            f"{type(rule).__name__}.load_from_checkpoint(...).built_network().simulate(x, num_steps)"
+        )
     if not isinstance(rule, ClassificationRule):
         raise ValueError(f"{checkpoint} holds a {type(rule).__name__}, not a rule with a network")
     return rule, content

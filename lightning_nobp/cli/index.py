@@ -68,6 +68,12 @@ RULES = (
         "Self-learning machines based on Hamiltonian echo backpropagation (arXiv 2103.04992)",
     ),
     RuleEntry(
+        "DynamicalNetworkBackprop",
+        "lightning_nobp.rules.DynamicalNetworkBackprop",
+        "who is coupled to whom, and how each node moves, from time series",
+        "Backpropagation on Dynamical Networks (arXiv 2207.03093)",
+    ),
+    RuleEntry(
         "ResidualCompensation",
         "lightning_nobp.rules.ResidualCompensation",
         "each layer in closed form, fitted to what those before it got wrong",
@@ -94,6 +100,8 @@ NETWORKS = (
     "KerrCavityNetwork",
     "LearningFieldNetwork",
     "NLSENetwork",
+    "LocalDynamics",
+    "PolynomialDynamics",
     "QuaternionAutoencoder",
     "QuaternionCNN",
     "QuaternionMLP",
@@ -120,5 +128,7 @@ DATA_MODULES = (
     "TinyImageNetDataModule",
     "ImageFolderDataModule",
     "AttitudeDataModule",
+    "CoupledOscillatorsDataModule",
+    "TimeSeriesDataModule",
     "GrayToColourDataModule",
 )

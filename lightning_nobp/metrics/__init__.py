@@ -1,6 +1,8 @@
 """Sums over data as torchmetrics: added up over batches, processes and sites."""
 
 from lightning_nobp.metrics.feature_rows import FeatureRows
+from lightning_nobp.metrics.network_statistics import NetworkStatistics
+from lightning_nobp.metrics.networks import LinkAUROC, LinkAveragePrecision, ValidPredictionTime, WeightError
 from lightning_nobp.metrics.normal_equations import NormalEquations
 from lightning_nobp.metrics.patch_statistics import PatchStatistics
 from lightning_nobp.metrics.spikes import (
@@ -15,6 +17,9 @@ from lightning_nobp.metrics.summed import SummedMetric
 __all__ = [
     "DecisionTime",
     "FeatureRows",
+    "LinkAUROC",
+    "LinkAveragePrecision",
+    "NetworkStatistics",
     "NormalEquations",
     "PatchStatistics",
     "SaturatedFraction",
@@ -22,4 +27,6 @@ __all__ = [
     "SpikesPerNeuron",
     "SummedMetric",
     "SynapticOperations",
+    "ValidPredictionTime",
+    "WeightError",
 ]

@@ -1,6 +1,14 @@
 """Torch layers and networks, usable without Lightning."""
 
 from lightning_nobp.nn.backprop import accumulate_grad, check_supported, register_vjp, vjp
+from lightning_nobp.nn.dynamical import (
+    DynamicalNetwork,
+    DynamicsFactory,
+    LocalDynamics,
+    NetworkDescent,
+    NodeDynamics,
+    PolynomialDynamics,
+)
 from lightning_nobp.nn.forward_forward import FFConv2d, FFLayer, FFLinear
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, ForwardForwardMLP
@@ -123,6 +131,8 @@ __all__ = [
     "DriveEncoder",
     "DuffingClassifier",
     "DuffingNetwork",
+    "DynamicalNetwork",
+    "DynamicsFactory",
     "EarliestSpikePool2d",
     "EchoLayer",
     "EquivariantMLP",
@@ -152,6 +162,7 @@ __all__ = [
     "LastUnits",
     "LatencyEncoder",
     "LearningFieldNetwork",
+    "LocalDynamics",
     "LogCoshClassifier",
     "LogCoshNetwork",
     "MagnitudeTanh",
@@ -160,7 +171,9 @@ __all__ = [
     "ModeEncoder",
     "NLSEField",
     "NLSENetwork",
+    "NetworkDescent",
     "NetworkFactory",
+    "NodeDynamics",
     "NormGate",
     "PCAConv2d",
     "PHMConv1d",
@@ -171,6 +184,7 @@ __all__ = [
     "PatchesToQuaternions",
     "PhaseSin",
     "PhaseTanh",
+    "PolynomialDynamics",
     "PositionEncoder",
     "PulseEncoder",
     "QuaternionAdam",

@@ -285,9 +285,13 @@ class LearningRule(LightningModule):
 
     # Optimizer and schedulers
 
+    def optimised(self) -> list[Any]:
+        """What the optimizer gets: all parameters that are trained, or groups of them with options of their own."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = self.optimised()
         # Something must be stepped once a batch, or Lightning counts no steps and saves no checkpoints.
         optimizer = self._optimizer_factory(parameters) if parameters else _idle_optimizer()
         if isinstance(optimizer, torch.optim.LBFGS):

@@ -44,16 +44,29 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: A lambda, a local function or any other object that plain data cannot say.
     """
     accepted = inspect.signature(cls).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    passed_on = _passed_on(cls)
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in accepted:
             if callable(value) and value is accepted[name].default:
                 continue
-        elif not takes_all:
+        elif passed_on is not None and name not in passed_on:
             continue
         plain[name] = to_plain(value, name)
     return plain | {"_class_path": import_path(cls), "_instantiator": INSTANTIATOR}
+
+
+def _passed_on(cls: type) -> set[str] | None:
+    """Arguments of constructors that ``**kwargs`` lead to; None if they lead to one that takes any."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        names.update(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return names
+    return None
 
 
 def refuse_opaque(arguments: Mapping[str, Any]) -> None:

@@ -68,7 +68,9 @@ def test_noise_depends_on_the_seed_alone(tmp_path):
 
 
 def test_noise_goes_on_where_the_checkpoint_left_off(tmp_path):
-    assert_resumed_equals_whole(tmp_path, rule, lambda: [EchoImperfections(noise=0.1, readout_noise=0.1)])
+    assert_resumed_equals_whole(
+        tmp_path, rule, make_callbacks=lambda: [EchoImperfections(noise=0.1, readout_noise=0.1)]
+    )
 
 
 def test_validation_and_test_run_on_the_same_apparatus_and_nothing_stays_behind(tmp_path):

@@ -522,3 +522,18 @@ def test_help_names_the_options(nobp):
     text = nobp("fit", "--help").out
     assert "--config" in text
     assert "--ckpt_path" in text
+
+
+def test_a_network_from_time_series_is_fitted_tested_and_run_ahead(nobp, tmp_path):
+    series = ("--data.num_steps=401", "--data.num_trajectories=2", "--data.num_test=1", "--data.horizon=30")
+    fitted = nobp("fit", "--config=lorenz16/dynamical_network", *series)
+    assert fitted.status == 0, fitted.err
+    assert "link AUROC" in fitted.out
+    run = ("--config=runs/lorenz16/dynamical_network/version_0/config.yaml", "--ckpt_path=best")
+    tested = nobp("test", *run)
+    assert tested.status == 0, tested.err
+    assert "test/valid_prediction_time" in tested.out
+    predicted = nobp("predict", *run, "--predictions.path=ahead.pt")
+    assert predicted.status == 0, predicted.err
+    ahead = torch.load(tmp_path / "ahead.pt")
+    assert ahead["output"].shape == (13, 31, 16, 3)

@@ -120,12 +120,20 @@ def test_copy_writes_a_file_and_never_over_one(nobp):
 def test_networks_are_known_by_their_names_whoever_else_has_one():
     for network in index.NETWORKS:
         assert network in lightning_nobp.nn.__all__
-        for given in ([f"--model.network={network}"], ["--model.network", network]):
-            assert prepare(["fit", *given]).arguments == ["fit", f"--model.network=lightning_nobp.nn.{network}"]
+        for option in ("--model.network", "--model.local"):
+            for given in ([f"{option}={network}"], [option, network]):
+                assert prepare(["fit", *given]).arguments == ["fit", f"{option}=lightning_nobp.nn.{network}"]
 
 
 def test_index_lists_every_class():
-    bases = {"LearningRule", "ClassificationRule", "ClosedFormRule", "ImageDataModule"}
+    bases = {
+        "LearningRule",
+        "ClassificationRule",
+        "ClosedFormRule",
+        "NetworkRule",
+        "ImageDataModule",
+        "SeriesDataModule",
+    }
     assert {rule.name for rule in index.RULES} == set(lightning_nobp.rules.__all__) - bases
     assert set(index.DATA_MODULES) == set(lightning_nobp.datamodules.__all__) - bases
     for rule in index.RULES:

@@ -1,0 +1,148 @@
+"""What a network of oscillators was taken for, in pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_nobp.callbacks.figures import log_figure
+from lightning_nobp.rules.network_rule import NetworkRule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class NetworkFigures(Callback):
+    """Draw couplings, free runs and errors of a rule that finds networks.
+
+    ``val/couplings``: the couplings that were found, beside the true ones if the data module knows them, and one
+    against the other. ``val/free_run``: first components of a few nodes in a free run, and as they were measured.
+    ``val/errors``: the loss, and the error of the weights, over the epochs.
+
+    Args:
+        every_n_epochs: Epochs from one set of figures to the next.
+        most_nodes: Of the free run so many are drawn.
+
+    Raises:
+        ValueError: An argument that is not positive.
+        TypeError: A rule that finds no network.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, most_nodes: int = 4) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("most_nodes", most_nodes)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.every_n_epochs, self.most_nodes = every_n_epochs, most_nodes
+        self.errors: dict[str, list[tuple[int, float]]] = {}
+        self._run: tuple[Tensor, Tensor] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start anew; refuse a rule that finds no network."""
+        if not isinstance(pl_module, NetworkRule):
+            raise TypeError(
+                f"NetworkFigures goes with a rule that finds networks, like DynamicalNetworkBackprop, not with a "
+                f"{type(pl_module).__name__}"
+            )
+        self.errors = {}
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Keep the first free run."""
+        if batch_idx == 0 and isinstance(outputs, Mapping):
+            self._run = outputs["predicted"][0].detach().cpu(), outputs["true"][0].detach().cpu()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        run, self._run = self._run, None
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, NetworkRule)
+        for name in ("val/loss", "val/weight_error"):
+            if name in trainer.callback_metrics:
+                value = float(trainer.callback_metrics[name])
+                self.errors.setdefault(name, []).append((trainer.current_epoch + 1, value))
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        network = pl_module.built_network()
+        true = getattr(getattr(trainer, "datamodule", None), "true_weights", None)
+        log_figure(trainer, "val/couplings", couplings_figure(network.weights.detach().cpu(), true))
+        if run is not None:
+            log_figure(trainer, "val/free_run", free_run_figure(*run, network.dt, self.most_nodes))
+        if self.errors:
+            log_figure(trainer, "val/errors", errors_figure(self.errors))
+
+
+def couplings_figure(weights: Tensor, true: Tensor | None = None) -> "Figure":
+    """Couplings as images, the true ones beside them, and one against the other.
+
+    Args:
+        weights: ``(nodes, nodes)``.
+        true: Likewise, or None.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    known = [("found", weights)] if true is None else [("true", true), ("found", weights)]
+    figure = Figure(figsize=(4.2 * (len(known) + (true is not None)), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(known) + (true is not None), squeeze=False)[0]
+    largest = max(float(matrix.abs().max()) for _, matrix in known) or 1.0
+    for axes, (name, matrix) in zip(panels, known, strict=False):
+        image = axes.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.set_title(name)
+        axes.set_xlabel("from node")
+        axes.set_ylabel("to node")
+        for side in (axes.xaxis, axes.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=panels[: len(known)].tolist())
+    if true is not None:
+        apart = ~torch.eye(len(weights), dtype=torch.bool)
+        ends = [float(true.min()), float(true.max())]
+        panels[-1].plot(ends, ends, color="grey", linewidth=0.8)
+        panels[-1].plot(true[apart].tolist(), weights[apart].tolist(), ".")
+        panels[-1].set_xlabel("true weight")
+        panels[-1].set_ylabel("found")
+    return figure
+
+
+def free_run_figure(predicted: Tensor, true: Tensor, dt: float, most_nodes: int = 4) -> "Figure":
+    """First components of nodes over time.
+
+    Args:
+        predicted: Normalised states ``(steps + 1, nodes, components)``.
+        true: Likewise.
+        dt: Time from one to the next.
+        most_nodes: So many nodes are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = min(most_nodes, true.shape[1])
+    figure = Figure(figsize=(7, 1.5 * drawn + 0.5), layout="constrained")
+    times = [dt * step for step in range(len(true))]
+    for node, axes in enumerate(figure.subplots(drawn, 1, sharex=True, squeeze=False)[:, 0]):
+        axes.plot(times, true[:, node, 0].tolist(), color="black", label="true")
+        axes.plot(times, predicted[:, node, 0].tolist(), "--", color="C1", label="free run")
+        axes.set_ylabel(f"node {node}")
+    figure.axes[0].legend(fontsize="small", ncols=2)
+    figure.axes[-1].set_xlabel("time")
+    return figure
+
+
+def errors_figure(errors: Mapping[str, Sequence[tuple[int, float]]]) -> "Figure":
+    """Errors over epochs.
+
+    Args:
+        errors: By name, pairs of an epoch and a value.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in errors.items():
+        epochs, values = zip(*points, strict=True)
+        axes.semilogy(epochs, values, "o-", label=name)
+    axes.set_xlabel("epoch")
+    axes.legend()
+    return figure

@@ -1,0 +1,105 @@
+"""Time series of several nodes in files."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_LAYOUT = "a column a number, <node>.<component> (a.x,a.y,b.x,b.y), and 'time' and 'trajectory' if there are such"
+
+
+class Series(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        trajectories: Each ``(time, nodes, components)``, float64.
+        times: Of the samples of each trajectory ``(time,)``; None where the file does not tell.
+        nodes: Their names.
+        weights: True weights ``(nodes, nodes)``, or None.
+    """
+
+    trajectories: list[Tensor]
+    times: list[Tensor | None]
+    nodes: tuple[str, ...]
+    weights: Tensor | None = None
+
+
+def read_series(path: Path) -> Series:
+    """The series of a ``.csv``, ``.parquet``, ``.npz`` or ``.npy`` file.
+
+    Raises:
+        ValueError: There is no such file, or it has another layout.
+        ImportError: Parquet without pyarrow.
+    """
+    if not path.is_file():
+        raise ValueError(f"path={str(path)!r}: there is no such file")
+    if path.suffix == ".csv":
+        return _from_table(path, _read_csv(path))
+    if path.suffix == ".parquet":
+        return _from_table(path, _read_parquet(path))
+    if path.suffix == ".npy":
+        return _from_array(path, {"x": np.load(path)})
+    if path.suffix == ".npz":
+        with np.load(path) as found:
+            return _from_array(path, dict(found))
+    raise ValueError(f"path={str(path)!r}: the file must end in .csv, .parquet, .npz or .npy")
+
+
+def _from_array(path: Path, arrays: dict[str, np.ndarray]) -> Series:
+    if "x" not in arrays:
+        raise ValueError(f"{path} holds {', '.join(arrays)}, but no array x (time, nodes, components)")
+    x = torch.from_numpy(arrays["x"].astype(np.float64))
+    if x.dim() not in (3, 4) or 0 in x.shape:
+        raise ValueError(
+            f"{path}: x of shape {tuple(x.shape)}: give (time, nodes, components), or (trajectories, time, nodes, "
+            "components)"
+        )
+    time = torch.from_numpy(arrays["time"].astype(np.float64)) if "time" in arrays else None
+    trajectories = [x] if x.dim() == 3 else list(x)
+    if time is not None and time.shape != trajectories[0].shape[:1]:
+        raise ValueError(f"{path}: time of shape {tuple(time.shape)} does not fit {len(trajectories[0])} samples")
+    weights = torch.from_numpy(arrays["weights"].astype(np.float64)) if "weights" in arrays else None
+    nodes = tuple(str(node) for node in range(x.shape[-2]))
+    return Series(trajectories, [time] * len(trajectories), nodes, weights)
+
+
+def _read_csv(path: Path) -> dict[str, np.ndarray]:
+    with path.open(newline="") as file:
+        header = next(csv.reader(file), [])
+    try:
+        rows = np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of numbers: {error}") from error
+    if rows.shape[1] != len(header):
+        raise ValueError(f"{path}: {len(header)} names in the header, but {rows.shape[1]} columns")
+    return dict(zip((name.strip() for name in header), rows.T, strict=True))
+
+
+def _read_parquet(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(f"{path} needs pyarrow: pip install 'lightning-nobp[parquet]'") from error
+    table = parquet.read_table(path)
+    return {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
+
+
+def _from_table(path: Path, columns: dict[str, np.ndarray]) -> Series:
+    time, trajectory = columns.pop("time", None), columns.pop("trajectory", None)
+    parts = {name: name.rpartition(".") if "." in name else (name, "", "") for name in columns}
+    nodes = tuple(dict.fromkeys(node for node, _, _ in parts.values()))
+    components = tuple(dict.fromkeys(component for _, _, component in parts.values()))
+    wanted = [f"{node}.{component}" if component else node for node in nodes for component in components]
+    missing = [name for name in wanted if name not in columns]
+    if missing or not wanted:
+        raise ValueError(f"{path}: {f'there is no column {missing[0]!r}' if missing else 'no columns'}. Give {_LAYOUT}")
+    x = torch.from_numpy(np.stack([columns[name] for name in wanted], axis=1)).view(-1, len(nodes), len(components))
+    times = None if time is None else torch.from_numpy(time.copy())
+    if trajectory is None:
+        return Series([x], [times], nodes)
+    ends = (np.flatnonzero(np.diff(trajectory)) + 1).tolist()
+    trajectories = list(x.tensor_split(ends))
+    return Series(trajectories, [None] * len(trajectories) if times is None else list(times.tensor_split(ends)), nodes)
