@@ -24,13 +24,14 @@ DATA_SETS = {
     "parity": "parity of three bits",
     "xor": "XOR",
     "yin_yang": "Yin-Yang",
+    "wave_field": "XOR of two pulses",
     "attitude": "attitude of a free body",
     "lorenz16": "16 coupled Lorenz systems",
     "lorenz64": "64 coupled Lorenz systems",
     "chua16": "16 coupled circuits of Chua",
     "fhn16": "16 coupled neurons of FitzHugh and Nagumo",
 }
-TOYS = ("nist7x7", "parity", "xor", "yin_yang", "attitude", "lorenz16", "lorenz64", "chua16", "fhn16")
+TOYS = ("nist7x7", "parity", "xor", "yin_yang", "wave_field", "attitude", "lorenz16", "lorenz64", "chua16", "fhn16")
 """Few rules have recipes for these: they have no column in the overview."""
 
 Measured = dict[str, dict[str, Any]]
