@@ -24,7 +24,7 @@ DATA_SETS = {
     "parity": "parity of three bits",
     "xor": "XOR",
     "yin_yang": "Yin-Yang",
-    "wave_field": "XOR of two pulses",
+    "wave_field": "wave fields",
     "attitude": "attitude of a free body",
     "lorenz16": "16 coupled Lorenz systems",
     "lorenz64": "64 coupled Lorenz systems",

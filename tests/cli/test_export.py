@@ -183,7 +183,7 @@ def test_a_spiking_network_is_refused_in_a_line(nobp, quick):
 
 
 def test_a_physical_system_is_refused_in_a_line(nobp, quick):
-    assert nobp("fit", "--config=digits/self_learning_machine", *quick).status == 0
+    assert nobp("fit", "--config=wave_field/self_learning_machine_digits", *quick).status == 0
     [checkpoint] = Path("runs").rglob("last.ckpt")
     run = nobp("export", str(checkpoint), "net.pt2")
     assert run.status == 2
