@@ -104,7 +104,7 @@ def compare(cycles: int, rounds: int) -> None:
     try:
         import pysindy  # noqa: F401
 
-        runs["pysindy, degree 2 of all 48 numbers"] = (lambda: sindy(x[:2], 0.02, 16), true, 1)
+        runs["pysindy, degree 2 of 48 numbers, 2 of 8 trajectories"] = (lambda: sindy(x[:2], 0.02, 16), true, 1)
     except ImportError:
         print("pysindy is not installed: its row is left out")
     first = None
