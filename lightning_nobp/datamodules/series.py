@@ -67,6 +67,8 @@ class SeriesDataModule(BatchedDataModule):
     """Of the network, known after ``setup``."""
     components: int
     """Numbers in the state of a node, likewise."""
+    node_names: tuple[str, ...] = ()
+    """What the nodes are called, if they have names."""
     dt: float
     """Time from one sample to the next."""
     normalisation: Normalisation
@@ -102,7 +104,7 @@ class SeriesDataModule(BatchedDataModule):
             self._samples[split] = self._windows(split, trajectories)
         h = self._samples["train"].samples[..., 0]
         if len(h) >= self.num_nodes:
-            check_identifiable(h.T @ h)
+            check_identifiable(h.T @ h, names=self.node_names)
 
     def _windows(self, split: str, trajectories: list[Tensor]) -> WindowBatches:
         window = self.horizon if split == "test" else self.window

@@ -272,6 +272,7 @@ class DynamicalNetworkBackprop(NetworkRule):
         options = {
             name: getattr(self, name) for name in ("derivative", "density", "ridge", "symmetric", "non_negative")
         }
+        options["names"] = getattr(getattr(self._trainer, "datamodule", None), "node_names", ())
         try:
             return {"loss": solve_network(self.built_network(), sums, frozen=self.freeze_local, **options)}
         except (ValueError, RuntimeError) as error:

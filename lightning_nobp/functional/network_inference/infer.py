@@ -134,7 +134,7 @@ def infer_coupling(
     cut = zip(states.tensor_split(parts), velocity.tensor_split(parts), strict=True)
     windows = [_sums(part, moved, normalisation, exponents) for part, moved in cut]
     total = sum(windows[1:], start=windows[0])
-    check_identifiable(total.couplings)
+    check_identifiable(total.couplings, total.levels, total.samples)
 
     def solved(sums: Statistics) -> Solution:
         return solve_sparse(sums, density, shared=shared, ridge=ridge)

@@ -16,6 +16,7 @@ from lightning_nobp.functional.dynamics import (
 )
 from lightning_nobp.functional.network_inference import (
     Normalisation,
+    check_identifiable,
     infer_coupling,
     polynomial_exponents,
     polynomial_features,
@@ -207,6 +208,42 @@ def test_nodes_in_synchrony_are_named():
     x[:, :, 3] = x[:, :, 1]
     with pytest.raises(ValueError, match=r"nodes 1 and 3 move together \(correlation 1.000000\)"):
         infer_coupling(x, DT)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("factor", "offset"), [(1.0, 3.0), (-1.0, 0.0), (0.5, -2.0)])
+def test_nodes_that_follow_each_other_by_an_offset_or_a_factor_are_named(factor, offset, shared):
+    """The local motion takes up what is constant or a node's own: the joint least squares has no single solution."""
+    x = series(network(4), steps=400)
+    x[:, :, 3, 0] = factor * x[:, :, 1, 0] + offset
+    with pytest.raises(ValueError, match=rf"nodes 1 and 3 move together \(correlation {factor / abs(factor):.6f}\)"):
+        infer_coupling(x, DT, shared=shared)
+
+
+def test_a_component_that_is_the_sum_of_others_is_named():
+    x = series(network(4), steps=400)
+    x[:, :, 3, 0] = x[:, :, 1, 0] + x[:, :, 2, 0]
+    with pytest.raises(ValueError, match="first components of nodes 1, 2, 3 depend on each other linearly"):
+        infer_coupling(x, DT)
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_network_that_is_all_but_in_synchrony_is_refused(nodes):
+    x = series(network(4), steps=400)[:, :, :1].expand(-1, -1, nodes, -1)
+    x = x + 1e-8 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    with pytest.raises(ValueError, match="move together"):
+        infer_coupling(x, DT)
+
+
+def test_beside_a_given_motion_only_differences_of_nodes_must_differ():
+    h = torch.randn(500, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h[:, 3] = 1e7 * (h[:, 1] + 3)
+    check_identifiable(h.T @ h)
+    with pytest.raises(ValueError, match="nodes b and d move together"):
+        check_identifiable(h.T @ h, h.sum(dim=0), 500, names=("a", "b", "c", "d"))
+    h[:, 3] = h[:, 1]
+    with pytest.raises(ValueError, match="nodes 1 and 3 move together"):
+        check_identifiable(h.T @ h)
 
 
 def with_value(value, *place):
