@@ -98,6 +98,9 @@ class SeriesDataModule(BatchedDataModule):
             return
         series = self.load()
         self.normalisation = Normalisation.of(torch.cat(series["train"]))
+        constant = (~(self.normalisation.scale > 0)).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(f"component {constant[0]} never changes in the training series: leave it out")
         self.num_nodes, self.components = series["train"][0].shape[1:]
         self.input_shape = (self.num_nodes, self.components)
         for split, trajectories in series.items():

@@ -112,7 +112,8 @@ class TimeSeriesDataModule(SeriesDataModule):
 
     def _check_times(self, where: str, time: Tensor) -> None:
         steps = time.diff()
-        wrong = ((steps - self.dt).abs() > _TOLERANCE * self.dt).nonzero()
+        # What is not finite is wrong too.
+        wrong = (~((steps - self.dt).abs() <= _TOLERANCE * self.dt)).nonzero()
         if not len(wrong):
             return
         row = int(wrong[0])
