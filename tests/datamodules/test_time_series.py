@@ -196,7 +196,7 @@ def test_tables_of_spreadsheets_are_read(tmp_path):
 def test_times_of_arrays_must_be_finite(tmp_path):
     times = TIMES.copy()
     times[7] = np.nan
-    with pytest.raises(ValueError, match="it is nan, not dt=0.5"):
+    with pytest.raises(ValueError, match=r"it is nan, not dt=0\.5"):
         set_up(write(tmp_path, "npz", time=times))
 
 
