@@ -24,10 +24,14 @@ def fit(folder, *callbacks, rule=None, module=None):
     return rule, module
 
 
+def read(folder):
+    return list(csv.DictReader((folder / "links.csv").open()))
+
+
 def test_links_and_graph_hold_the_weights_that_were_found(tmp_path):
     rule, _ = fit(tmp_path, NetworkWriter())
     weights = rule.network.weights.detach()
-    rows = list(csv.DictReader((tmp_path / "links.csv").open()))
+    rows = read(tmp_path)
     graph = nx.read_graphml(tmp_path / "network.graphml")
     assert len(rows) == graph.number_of_edges() == 20
     assert sorted(graph.nodes) == ["0", "1", "2", "3", "4"]
@@ -49,7 +53,7 @@ def test_weak_links_are_left_out_and_nodes_stay(tmp_path):
 
 def test_standard_errors_are_of_the_size_of_the_errors(tmp_path):
     _, module = fit(tmp_path, NetworkWriter(num_bootstrap=20), module=data(observation_noise=1e-3))
-    rows = list(csv.DictReader((tmp_path / "links.csv").open()))
+    rows = read(tmp_path)
     assert len(rows) == 20
     errors = torch.tensor([float(row["standard_error"]) for row in rows])
     true = torch.tensor([float(module.true_weights[int(r["target"]), int(r["source"])]) for r in rows])
@@ -60,10 +64,25 @@ def test_standard_errors_are_of_the_size_of_the_errors(tmp_path):
     assert all(error > 0 for *_, error in edges)
 
 
+def test_standard_errors_are_those_of_constrained_couplings(tmp_path):
+    rule = DynamicalNetworkBackprop(symmetric=True, non_negative=True)
+    _, module = fit(tmp_path, NetworkWriter(num_bootstrap=10), rule=rule, module=data(coupling_mean=-0.1))
+    error = {(row["source"], row["target"]): row["standard_error"] for row in read(tmp_path)}
+    assert all(value == error[target, source] for (source, target), value in error.items())
+    # What is negative is zero in every resampling.
+    assert len(error) < int((module.true_weights == 0).sum())
+
+
+def test_series_of_fewer_windows_than_parts_have_standard_errors(tmp_path):
+    module = data(num_steps=120, num_trajectories=1, coupling_mean=0.3, horizon=10)
+    fit(tmp_path, NetworkWriter(num_bootstrap=5, num_windows=100), module=module)
+    assert all(float(row["standard_error"]) > 0 for row in read(tmp_path))
+
+
 def test_an_alternation_has_standard_errors_too(tmp_path):
     rule = DynamicalNetworkBackprop(method="alternation", initial_epochs=0, num_steps=5)
     fit(tmp_path, NetworkWriter(num_bootstrap=3), rule=rule)
-    rows = list(csv.DictReader((tmp_path / "links.csv").open()))
+    rows = read(tmp_path)
     assert all(float(row["standard_error"]) > 0 for row in rows)
 
 

@@ -130,7 +130,7 @@ def infer_coupling(
     exponents = polynomial_exponents(x.shape[-1], degree)
     check_enough(found.x.shape[0] * found.x.shape[1], x.shape[2], len(exponents), shared)
     states, velocity = found.x.flatten(0, 1), found.velocity.flatten(0, 1)
-    parts = num_windows if num_bootstrap else 1
+    parts = min(num_windows, len(states)) if num_bootstrap else 1
     cut = zip(states.tensor_split(parts), velocity.tensor_split(parts), strict=True)
     windows = [_sums(part, moved, normalisation, exponents) for part, moved in cut]
     total = sum(windows[1:], start=windows[0])

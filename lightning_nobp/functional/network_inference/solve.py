@@ -105,6 +105,18 @@ def solve_local(sums: Statistics, weights: Tensor, *, shared: bool, ridge: float
     return _least_squares(sums.local, moved, shared, ridge)
 
 
+def constrained(weights: Tensor, symmetric: bool, non_negative: bool) -> Tensor:
+    """The nearest couplings that are symmetric, not negative, or both.
+
+    Args:
+        weights: ``(nodes, nodes)``.
+        symmetric: Whether they act both ways alike.
+        non_negative: Whether none is negative.
+    """
+    weights = (weights + weights.T) / 2 if symmetric else weights
+    return weights.clamp(min=0) if non_negative else weights
+
+
 def residual(sums: Statistics, solution: Solution) -> Tensor:
     """Mean square of what a solution leaves of the velocities, over samples, nodes and components.
 
