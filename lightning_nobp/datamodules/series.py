@@ -26,6 +26,7 @@ class WindowBatches:
     def __init__(self, trajectories: Sequence[Tensor], window: int, stride: int) -> None:
         self.samples = torch.cat([*trajectories])
         self.window = window
+        self._first = len(trajectories[0])
         starts, before = [], 0
         for trajectory in trajectories:
             starts.append(torch.arange(before, max(before, before + len(trajectory) - window), stride))
@@ -34,6 +35,10 @@ class WindowBatches:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def beginning(self, most_steps: int) -> Tensor:
+        """The first trajectory, up to so many steps: ``(steps + 1, nodes, components)``."""
+        return self.samples[: min(self._first, most_steps + 1)]
 
     def __getitems__(self, index: BatchIndex) -> Batch:
         """Windows ``(batch, window + 1, nodes, components)``, alone in a tuple."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import backprop, loader, trainer
 
-from lightning_nobp.callbacks import NetworkFigures, NetworkWriter
+from lightning_nobp.callbacks import NetworkFigures, NetworkWriter, network_figures
 from lightning_nobp.callbacks.network_figures import couplings_figure, errors_figure, free_run_figure
 from lightning_nobp.datamodules import CoupledOscillatorsDataModule
 from lightning_nobp.rules import DynamicalNetworkBackprop
@@ -115,6 +115,35 @@ def test_free_runs_and_errors_are_drawn_as_they_are():
     assert lines[1].get_ydata() == pytest.approx(predicted[:, 1, 0].tolist())
     [line] = errors_figure({"val/loss": [(1, 0.5), (2, 0.25)]}).axes[0].lines
     assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.25]]
+
+
+def test_nodes_have_their_names():
+    figure = couplings_figure(torch.eye(2), names=("anna", "bert"))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["anna", "bert"]
+    figure = free_run_figure(*torch.randn(2, 6, 2, 1), 0.5, names=("anna", "bert"))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["anna", "bert"]
+
+
+def test_a_run_that_diverges_leaves_the_truth_in_sight():
+    true = torch.linspace(-1, 1, 6).view(6, 1, 1)
+    [axes] = free_run_figure(true * 1e30, true, 0.5).axes
+    assert axes.get_ylim() == pytest.approx((-2, 2))
+
+
+def test_free_runs_go_along_the_first_validation_trajectory(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(network_figures, "free_run_figure", lambda *args: drawn.append(args) or free_run_figure(*args))
+    rule, module = fit(tmp_path, NetworkFigures(most_steps=60), module=data(num_val=2))
+    predicted, true = drawn[0][:2]
+    torch.testing.assert_close(true.double(), module.batches("val").samples[:61], rtol=0, atol=1e-6)
+    torch.testing.assert_close(predicted, rule.network.rollout(true[:1], 60)[0].detach(), rtol=0, atol=1e-4)
+
+
+def test_errors_go_on_behind_those_of_a_run_that_is_resumed():
+    figures, again = NetworkFigures(), NetworkFigures()
+    figures.errors = {"val/loss": [(1, 0.5), (2, 0.25)]}
+    again.load_state_dict(figures.state_dict())
+    assert again.errors == figures.errors
 
 
 @pytest.mark.parametrize(
