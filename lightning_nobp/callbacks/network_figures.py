@@ -169,6 +169,8 @@ def free_run_figure(
         axes.set_ylim(low - 0.5 * (high - low), high + 0.5 * (high - low))
     figure.axes[0].legend(fontsize="small", ncols=2)
     figure.axes[-1].set_xlabel("time")
+    # The first layout may change the ticks, and so the room that they need.
+    figure.draw_without_rendering()
     return figure
 
 
@@ -188,6 +190,6 @@ def errors_figure(errors: Mapping[str, Sequence[tuple[int, float]]]) -> "Figure"
         axes.semilogy(epochs, values, "o-", label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel("error")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
     return figure
