@@ -108,7 +108,7 @@ class TimeSeriesDataModule(SeriesDataModule):
                     "all are not finite. Fill them in, leave the node out, or cut the series there by a column "
                     "'trajectory'"
                 )
-        check_series(torch.cat(series.trajectories).unsqueeze(0), series.nodes)
+        check_series(series.trajectories, series.nodes)
 
     def _check_times(self, where: str, time: Tensor) -> None:
         steps = time.diff()

@@ -11,29 +11,34 @@ _ALIKE = 0.9999
 _COARSEST = 0.3
 
 
-def check_series(x: Tensor, names: Sequence[str] = ()) -> None:
+def check_series(x: Sequence[Tensor], names: Sequence[str] = ()) -> None:
     """Refuse what is no series of several nodes.
 
     Args:
-        x: ``(trajectories, time, nodes, components)``.
+        x: Trajectories, each ``(time, nodes, components)``.
         names: Of the nodes; none for their numbers.
 
     Raises:
         ValueError: Names the place.
     """
-    if x.dim() != 4 or 0 in x.shape:
-        raise ValueError(f"x of shape {tuple(x.shape)}: give (trajectories, time, nodes, components), none of them 0")
-    if x.shape[2] < 2:
+    for trajectory, part in enumerate(x):
+        if part.dim() != 3 or 0 in part.shape or part.shape[1:] != x[0].shape[1:]:
+            raise ValueError(
+                f"x[{trajectory}] of shape {tuple(part.shape)}: give trajectories (time, nodes, components), of the "
+                "same nodes and components, none of them 0"
+            )
+    if x[0].shape[1] < 2:
         raise ValueError("x holds one node: a network has at least two")
-    finite = x.isfinite()
-    if not bool(finite.all()):
-        trajectory, time, node, component = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"x[{trajectory}, {time}, {node}, {component}]={float(x[trajectory, time, node, component])} is not "
-            f"finite: trajectory {trajectory}, time {time}, node {node}. Cut the series there, and give the parts as "
-            "trajectories"
-        )
-    constant = (x == x[:1, :1]).all(dim=1).all(dim=0)
+    for trajectory, part in enumerate(x):
+        bad = (~part.isfinite()).nonzero()
+        if len(bad):
+            time, node, component = bad[0].tolist()
+            raise ValueError(
+                f"x[{trajectory}, {time}, {node}, {component}]={float(part[time, node, component])} is not "
+                f"finite: trajectory {trajectory}, time {time}, node {names[node] if names else node}. Cut the series "
+                "there, and give the parts as trajectories"
+            )
+    constant = torch.stack([(part == x[0][:1]).all(dim=0) for part in x]).all(dim=0)
     if bool(constant.any()):
         node, component = constant.nonzero()[0].tolist()
         name = names[node] if names else node

@@ -104,6 +104,15 @@ def test_numbering_nodes_otherwise_numbers_weights_so():
     torch.testing.assert_close(infer_coupling(x[:, :, order], DT).weights, expected, rtol=0, atol=1e-9)
 
 
+def test_trajectories_may_have_any_lengths():
+    """Cutting them apart leaves out the derivatives at the cut alone."""
+    x = series(network())
+    parts = [x[0].numpy(), x[1, :200], x[1, 196:].float()]
+    torch.testing.assert_close(infer_coupling(parts, DT).weights, infer_coupling(x, DT).weights, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=re.escape("x[1] of shape (200, 7, 3): give trajectories")):
+        infer_coupling([x[0], x[1, :200, :7]], DT)
+
+
 def brute_force(features, h, moved, shared):
     """One least-squares problem for all weights and coefficients of the first component."""
     samples, nodes, terms = features.shape
@@ -263,6 +272,7 @@ def with_value(value, *place):
         (series(network(30), steps=20)[:1], {}, "16 samples cannot tell 29 weights and a local motion of 10 terms"),
         (torch.randn(1, 300, 4, 3), {}, "from one sample to the next a node goes"),
         (None, {"dt": 0.0}, "dt=0.0 must be positive"),
+        (None, {"degree": 2.5}, "degree=2.5 must be at least 1, and whole"),
         (None, {"degree": 0}, "degree=0 must be at least 1"),
         (None, {"ridge": -1.0}, "ridge=-1.0 must be at least 0"),
         (None, {"density": 2.0}, "density=2.0 must be above 0 and at most 1"),
