@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, ClassVar, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -241,7 +242,14 @@ class NetworkRule(LearningRule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Free runs from the first sample of each window, in the units of the data, of the shape of the windows."""
         network, windows = self.built_network(), self.windows(batch)
-        return free_run(network, windows) * network.scale + network.mean
+        predicted = free_run(network, windows)
+        lost = (~predicted.isfinite()).flatten(2).any(dim=2).any(dim=0).nonzero()
+        if len(lost):
+            rank_zero_warn(
+                f"free runs of batch {batch_idx} diverge: from step {int(lost[0])} on not all are finite. Follow fewer "
+                "steps (the data module's horizon), or take a local motion of a lower degree"
+            )
+        return predicted * network.scale + network.mean
 
     def on_test_epoch_start(self) -> None:
         """Learn of the data module how fast errors grow."""
@@ -288,7 +296,13 @@ class NetworkRule(LearningRule):
     def _log_metrics(self, stage: str) -> None:
         loss = cast(MeanMetric, self._metrics[f"{stage}/loss"])
         # The metric sums over ranks itself.
-        self.log(f"{stage}/loss", loss.compute(), prog_bar=True)
+        value = loss.compute()
+        self.log(f"{stage}/loss", value, prog_bar=True)
+        if not bool(value.isfinite()):
+            rank_zero_warn(
+                f"{stage}/loss={float(value)}: free runs of the network diverge within num_steps={self.num_steps}. "
+                "Take a local motion of a lower degree, a larger ridge, or smaller steps of the optimizer"
+            )
         loss.reset()
         true = getattr(getattr(self.trainer, "datamodule", None), "true_weights", None)
         if true is None:

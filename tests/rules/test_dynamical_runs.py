@@ -184,6 +184,19 @@ def test_predictions_are_free_runs_in_the_units_of_the_data(tmp_path):
     torch.testing.assert_close(predicted[:, :20].double(), true[:, :20], rtol=0.01, atol=0.5)
 
 
+def test_free_runs_that_diverge_are_told_of(tmp_path):
+    module = data()
+    rule = DynamicalNetworkBackprop()
+    run = trainer(tmp_path)
+    run.fit(rule, datamodule=module)
+    with torch.no_grad():
+        rule.network.local.coefficients.mul_(1e3)
+    with pytest.warns(UserWarning, match=r"free runs of batch 0 diverge: from step \d+ on not all are finite"):
+        run.predict(rule, datamodule=module)
+    with pytest.warns(UserWarning, match=r"val/loss=(nan|inf): free runs of the network diverge within num_steps=10"):
+        run.validate(rule, datamodule=module, verbose=False)
+
+
 def test_series_in_other_units_are_followed_in_those_of_the_network(tmp_path):
     """A file that is normalised otherwise than the one the network was trained on."""
     module = data(num_steps=1000, window=20, stride=17)

@@ -8,6 +8,7 @@ from torch import Tensor
 _WORST_CONDITION = 1e12
 # Correlation from which two nodes are said to move together.
 _ALIKE = 0.9999
+_MOST_NAMED = 8
 _COARSEST = 0.3
 
 
@@ -113,11 +114,14 @@ def check_identifiable(
     pairs = alike.abs().fill_diagonal_(-1.0)
     i, j = divmod(int(pairs.argmax()), nodes)
     if float(pairs[i, j]) > _ALIKE:
-        who = f"nodes {names[i]} and {names[j]} move together (correlation {float(alike[i, j]):.6f})"
-    else:
-        share = vectors[:, 0].abs()
-        which = ", ".join(names[node] for node in (share > 0.1 * share.max()).nonzero().flatten().tolist())
-        who = f"the first components of nodes {which} depend on each other linearly"
+        raise ValueError(
+            f"nodes {names[i]} and {names[j]} move together (correlation {float(alike[i, j]):.6f}): their weights cannot "
+            "be told apart. Leave one out, or take series from before they synchronised"
+        )
+    share = vectors[:, 0].abs()
+    members = [names[node] for node in (share > 0.1 * share.max()).nonzero().flatten().tolist()]
+    which = ", ".join(members[:_MOST_NAMED]) + (", ..." if len(members) > _MOST_NAMED else "")
     raise ValueError(
-        f"{who}: their weights cannot be told apart. Leave one out, or take series from before they synchronised"
+        f"in this series the first components of nodes {which} depend on each other linearly: their weights cannot be "
+        "told apart. Take a longer series, or leave one of them out"
     )

@@ -68,6 +68,8 @@ class InferredNetwork:
     def field(self, x: Tensor) -> Tensor:
         """Time derivatives of uncoupled nodes, as :func:`~lightning_nobp.functional.dynamics.rollout` takes them.
 
+        What was found with ``derivative='forward'`` is a map: roll it out with ``integrator='euler'``.
+
         Args:
             x: States ``(..., nodes, components)``.
         """

@@ -23,6 +23,7 @@ from lightning_nobp.functional.network_inference import (
     residual,
     solve,
     solve_local,
+    standard_error,
     statistics,
 )
 
@@ -201,6 +202,19 @@ def test_standard_errors_tell_the_size_of_errors():
     assert found.standard_error.shape == (8, 8)
     assert 0.2 < float(ratio[others].median()) < 3
     assert infer_coupling(x, DT).standard_error is None
+
+
+def test_windows_that_do_not_determine_the_couplings_are_told_of():
+    features, h, moved = sums_of(series(network(5), steps=20))
+    windows = [statistics(features[t : t + 1], h[t : t + 1], moved[t : t + 1]) for t in range(6)]
+    with pytest.raises(ValueError, match="of 6 windows, as a resampling drew them, do not determine the couplings"):
+        standard_error(windows, lambda sums: solve(sums, shared=True, ridge=0.0).weights, 20)
+
+
+def test_series_that_are_too_short_to_tell_nodes_apart_say_so():
+    x = series(network(16), steps=31)[:1]
+    with pytest.raises(ValueError, match=r"in this series .* depend on each other linearly.*Take a longer series"):
+        infer_coupling(x, DT)
 
 
 def test_polynomials_are_all_monomials_up_to_the_degree():
