@@ -35,7 +35,7 @@ def standard_error(
         parts = [window * times for window, times in zip(windows, drawn.tolist(), strict=True) if times]
         try:
             found.append(weights(sum(parts[1:], start=parts[0])))
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"{len(parts)} of {len(windows)} windows, as a resampling drew them, do not determine the couplings: "
                 "take more windows (num_windows), a longer series or a larger ridge"

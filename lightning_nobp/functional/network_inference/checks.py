@@ -115,8 +115,8 @@ def check_identifiable(
     i, j = divmod(int(pairs.argmax()), nodes)
     if float(pairs[i, j]) > _ALIKE:
         raise ValueError(
-            f"nodes {names[i]} and {names[j]} move together (correlation {float(alike[i, j]):.6f}): their weights cannot "
-            "be told apart. Leave one out, or take series from before they synchronised"
+            f"nodes {names[i]} and {names[j]} move together (correlation {float(alike[i, j]):.6f}): their weights "
+            "cannot be told apart. Leave one out, or take series from before they synchronised"
         )
     share = vectors[:, 0].abs()
     members = [names[node] for node in (share > 0.1 * share.max()).nonzero().flatten().tolist()]
