@@ -8,10 +8,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_nobp.callbacks.figures import log_figure
-from lightning_nobp.rules.network_rule import NetworkRule
+from lightning_nobp.datamodules.series import SeriesDataModule
+from lightning_nobp.rules.network_rule import NetworkRule, free_run
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_MOST_NAMES = 24
 
 
 class NetworkFigures(Callback):
@@ -19,22 +23,25 @@ class NetworkFigures(Callback):
 
     ``val/couplings``: the couplings that were found, beside the true ones if the data module knows them, and one
     against the other. ``val/free_run``: first components of a few nodes in a free run, and as they were measured.
+    The run starts where the first validation trajectory does; without a data module of series it is the first window.
     ``val/errors``: the loss, and the error of the weights, over the epochs.
 
     Args:
         every_n_epochs: Epochs from one set of figures to the next.
         most_nodes: Of the free run so many are drawn.
+        most_steps: So many steps of it.
 
     Raises:
         ValueError: An argument that is not positive.
         TypeError: A rule that finds no network.
     """
 
-    def __init__(self, every_n_epochs: int = 1, most_nodes: int = 4) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("most_nodes", most_nodes)):
+    def __init__(self, every_n_epochs: int = 1, most_nodes: int = 4, most_steps: int = 500) -> None:
+        self.every_n_epochs, self.most_nodes, self.most_steps = every_n_epochs, most_nodes, most_steps
+        for name in ("every_n_epochs", "most_nodes", "most_steps"):
+            value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        self.every_n_epochs, self.most_nodes = every_n_epochs, most_nodes
         self.errors: dict[str, list[tuple[int, float]]] = {}
         self._run: tuple[Tensor, Tensor] | None = None
 
@@ -46,6 +53,14 @@ class NetworkFigures(Callback):
                 f"{type(pl_module).__name__}"
             )
         self.errors = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The errors so far."""
+        return {"errors": {name: [list(point) for point in points] for name, points in self.errors.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind them."""
+        self.errors = {name: [(e, v) for e, v in points] for name, points in state_dict["errors"].items()}
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -66,24 +81,34 @@ class NetworkFigures(Callback):
                 self.errors.setdefault(name, []).append((trainer.current_epoch + 1, value))
         if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        network = pl_module.built_network()
-        true = getattr(getattr(trainer, "datamodule", None), "true_weights", None)
-        log_figure(trainer, "val/couplings", couplings_figure(network.weights.detach().cpu(), true))
+        network, data = pl_module.built_network(), getattr(trainer, "datamodule", None)
+        names = getattr(data, "node_names", ())
+        figure = couplings_figure(network.weights.detach().cpu(), getattr(data, "true_weights", None), names)
+        log_figure(trainer, "val/couplings", figure)
+        run = self._long_run(pl_module, data) or run
         if run is not None:
-            log_figure(trainer, "val/free_run", free_run_figure(*run, network.dt, self.most_nodes))
+            log_figure(trainer, "val/free_run", free_run_figure(*run, network.dt, self.most_nodes, names))
         if self.errors:
             log_figure(trainer, "val/errors", errors_figure(self.errors))
 
+    @torch.no_grad()
+    def _long_run(self, rule: NetworkRule, data: Any) -> tuple[Tensor, Tensor] | None:
+        """A free run along the first validation trajectory, and that trajectory."""
+        if not isinstance(data, SeriesDataModule):
+            return None
+        true = rule.windows(data.batches("val").beginning(self.most_steps).unsqueeze(0))
+        return free_run(rule.built_network(), true)[0].cpu(), true[0].cpu()
 
-def couplings_figure(weights: Tensor, true: Tensor | None = None) -> "Figure":
+
+def couplings_figure(weights: Tensor, true: Tensor | None = None, names: Sequence[str] = ()) -> "Figure":
     """Couplings as images, the true ones beside them, and one against the other.
 
     Args:
         weights: ``(nodes, nodes)``.
         true: Likewise, or None.
+        names: Of the nodes; none for their numbers.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     known = [("found", weights)] if true is None else [("true", true), ("found", weights)]
     figure = Figure(figsize=(4.2 * (len(known) + (true is not None)), 3.8), layout="constrained")
@@ -94,8 +119,7 @@ def couplings_figure(weights: Tensor, true: Tensor | None = None) -> "Figure":
         axes.set_title(name)
         axes.set_xlabel("from node")
         axes.set_ylabel("to node")
-        for side in (axes.xaxis, axes.yaxis):
-            side.set_major_locator(MaxNLocator(integer=True))
+        _label_nodes(axes, names)
     figure.colorbar(image, ax=panels[: len(known)].tolist())
     if true is not None:
         apart = ~torch.eye(len(weights), dtype=torch.bool)
@@ -107,7 +131,21 @@ def couplings_figure(weights: Tensor, true: Tensor | None = None) -> "Figure":
     return figure
 
 
-def free_run_figure(predicted: Tensor, true: Tensor, dt: float, most_nodes: int = 4) -> "Figure":
+def _label_nodes(axes: "Axes", names: Sequence[str]) -> None:
+    """Names at the sides of a matrix, or numbers where they would not fit."""
+    from matplotlib.ticker import MaxNLocator
+
+    if 0 < len(names) <= _MOST_NAMES:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        return
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_major_locator(MaxNLocator(integer=True))
+
+
+def free_run_figure(
+    predicted: Tensor, true: Tensor, dt: float, most_nodes: int = 4, names: Sequence[str] = ()
+) -> "Figure":
     """First components of nodes over time.
 
     Args:
@@ -115,6 +153,7 @@ def free_run_figure(predicted: Tensor, true: Tensor, dt: float, most_nodes: int 
         true: Likewise.
         dt: Time from one to the next.
         most_nodes: So many nodes are drawn.
+        names: Of the nodes; none for their numbers.
     """
     from matplotlib.figure import Figure
 
@@ -124,9 +163,14 @@ def free_run_figure(predicted: Tensor, true: Tensor, dt: float, most_nodes: int 
     for node, axes in enumerate(figure.subplots(drawn, 1, sharex=True, squeeze=False)[:, 0]):
         axes.plot(times, true[:, node, 0].tolist(), color="black", label="true")
         axes.plot(times, predicted[:, node, 0].tolist(), "--", color="C1", label="free run")
-        axes.set_ylabel(f"node {node}")
+        axes.set_ylabel(names[node] if names else f"node {node}")
+        # A run that diverges must not squeeze the truth to a line.
+        low, high = float(true[:, node, 0].min()), float(true[:, node, 0].max())
+        axes.set_ylim(low - 0.5 * (high - low), high + 0.5 * (high - low))
     figure.axes[0].legend(fontsize="small", ncols=2)
     figure.axes[-1].set_xlabel("time")
+    # The first layout may change the ticks, and so the room that they need.
+    figure.draw_without_rendering()
     return figure
 
 
@@ -137,6 +181,7 @@ def errors_figure(errors: Mapping[str, Sequence[tuple[int, float]]]) -> "Figure"
         errors: By name, pairs of an epoch and a value.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -144,5 +189,7 @@ def errors_figure(errors: Mapping[str, Sequence[tuple[int, float]]]) -> "Figure"
         epochs, values = zip(*points, strict=True)
         axes.semilogy(epochs, values, "o-", label=name)
     axes.set_xlabel("epoch")
+    axes.set_ylabel("error")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
     return figure

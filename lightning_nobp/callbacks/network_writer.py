@@ -11,6 +11,7 @@ from lightning_nobp.datamodules.series import SeriesDataModule
 from lightning_nobp.functional.network_inference import (
     Link,
     Statistics,
+    constrained,
     links,
     network_graph,
     solve_sparse,
@@ -78,7 +79,8 @@ class NetworkWriter(Callback):
         shared = frozen or bool(getattr(network.local, "shared", True))
 
         def solved(sums: Statistics) -> Tensor:
-            return solve_sparse(sums, rule.density, shared=shared, ridge=rule.ridge).weights
+            weights = solve_sparse(sums, rule.density, shared=shared, ridge=rule.ridge).weights
+            return constrained(weights, rule.symmetric, rule.non_negative)
 
         return standard_error(self._windows(trainer, rule, frozen), solved, self.num_bootstrap, self.seed)
 
@@ -87,7 +89,7 @@ class NetworkWriter(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batches = data.batches("train")
         found = []
-        for numbers in torch.arange(len(batches)).tensor_split(self.num_windows):
+        for numbers in torch.arange(len(batches)).tensor_split(min(self.num_windows, len(batches))):
             sums = empty_sums(rule.built_network(), frozen)
             add_windows(sums, rule.built_network(), batches.__getitems__(numbers.tolist())[0], rule.derivative, frozen)
             found.append(sums.statistics())

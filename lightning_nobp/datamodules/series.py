@@ -26,6 +26,7 @@ class WindowBatches:
     def __init__(self, trajectories: Sequence[Tensor], window: int, stride: int) -> None:
         self.samples = torch.cat([*trajectories])
         self.window = window
+        self._first = len(trajectories[0])
         starts, before = [], 0
         for trajectory in trajectories:
             starts.append(torch.arange(before, max(before, before + len(trajectory) - window), stride))
@@ -34,6 +35,10 @@ class WindowBatches:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def beginning(self, most_steps: int) -> Tensor:
+        """The first trajectory, up to so many steps: ``(steps + 1, nodes, components)``."""
+        return self.samples[: min(self._first, most_steps + 1)]
 
     def __getitems__(self, index: BatchIndex) -> Batch:
         """Windows ``(batch, window + 1, nodes, components)``, alone in a tuple."""
@@ -67,6 +72,8 @@ class SeriesDataModule(BatchedDataModule):
     """Of the network, known after ``setup``."""
     components: int
     """Numbers in the state of a node, likewise."""
+    node_names: tuple[str, ...] = ()
+    """What the nodes are called, if they have names."""
     dt: float
     """Time from one sample to the next."""
     normalisation: Normalisation
@@ -96,13 +103,16 @@ class SeriesDataModule(BatchedDataModule):
             return
         series = self.load()
         self.normalisation = Normalisation.of(torch.cat(series["train"]))
+        constant = (~(self.normalisation.scale > 0)).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(f"component {constant[0]} never changes in the training series: leave it out")
         self.num_nodes, self.components = series["train"][0].shape[1:]
         self.input_shape = (self.num_nodes, self.components)
         for split, trajectories in series.items():
             self._samples[split] = self._windows(split, trajectories)
         h = self._samples["train"].samples[..., 0]
         if len(h) >= self.num_nodes:
-            check_identifiable(h.T @ h)
+            check_identifiable(h.T @ h, names=self.node_names)
 
     def _windows(self, split: str, trajectories: list[Tensor]) -> WindowBatches:
         window = self.horizon if split == "test" else self.window

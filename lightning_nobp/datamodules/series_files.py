@@ -1,6 +1,7 @@
 """Time series of several nodes in files."""
 
 import csv
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,15 +68,47 @@ def _from_array(path: Path, arrays: dict[str, np.ndarray]) -> Series:
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
-    with path.open(newline="") as file:
-        header = next(csv.reader(file), [])
-    try:
-        rows = np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
-    except ValueError as error:
-        raise ValueError(f"{path} is no table of numbers: {error}") from error
+    # Spreadsheets mark UTF-8 at the start of a file.
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = [name.strip() for name in next(csv.reader(file), [])]
+    _check_header(path, header)
+    rows = _read_rows(path)
+    if not rows.size:
+        raise ValueError(f"{path} has no rows below its header")
     if rows.shape[1] != len(header):
         raise ValueError(f"{path}: {len(header)} names in the header, but {rows.shape[1]} columns")
-    return dict(zip((name.strip() for name in header), rows.T, strict=True))
+    return dict(zip(header, rows.T, strict=True))
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    if not header:
+        raise ValueError(f"{path} is empty. Give {_LAYOUT}")
+    if all(_is_number(name) for name in header):
+        raise ValueError(f"{path} has no header: its first row must name the columns. Give {_LAYOUT}")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+        raise ValueError(f"{path}: columns must be separated by commas, not as in {header[0][:40]!r}")
+    twice = [name for place, name in enumerate(header) if name in header[:place]]
+    if twice:
+        raise ValueError(f"{path}: two columns are called {twice[0]!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_rows(path: Path) -> np.ndarray:
+    """Numbers below the header; what is none is nan."""
+    with warnings.catch_warnings():
+        # Of no rows there is a message of ours.
+        warnings.filterwarnings("ignore", ".*Empty input file")
+        try:
+            return np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
+        except ValueError as error:
+            raise ValueError(f"{path} is no table of numbers: {error}") from error
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:
@@ -89,6 +122,10 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
 
 def _from_table(path: Path, columns: dict[str, np.ndarray]) -> Series:
     time, trajectory = columns.pop("time", None), columns.pop("trajectory", None)
+    for name, column in (("time", time), ("trajectory", trajectory)):
+        if column is not None and not np.isfinite(column).all():
+            row = int(np.flatnonzero(~np.isfinite(column))[0])
+            raise ValueError(f"{path}: {column[row]} in column {name!r} (row {row} from 0) is no finite number")
     parts = {name: name.rpartition(".") if "." in name else (name, "", "") for name in columns}
     nodes = tuple(dict.fromkeys(node for node, _, _ in parts.values()))
     components = tuple(dict.fromkeys(component for _, _, component in parts.values()))

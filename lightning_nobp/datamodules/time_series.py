@@ -68,8 +68,6 @@ class TimeSeriesDataModule(SeriesDataModule):
             )
         if self.lyapunov_exponent is not None and not self.lyapunov_exponent > 0:
             raise ValueError(f"lyapunov_exponent={self.lyapunov_exponent} must be positive, or None if it is not known")
-        self.node_names: tuple[str, ...] = ()
-        """What the file calls the nodes, known after ``setup``."""
 
     def load(self) -> dict[str, list[Tensor]]:
         """Read, check and split the file."""
@@ -110,11 +108,12 @@ class TimeSeriesDataModule(SeriesDataModule):
                     "all are not finite. Fill them in, leave the node out, or cut the series there by a column "
                     "'trajectory'"
                 )
-        check_series(torch.cat(series.trajectories).unsqueeze(0))
+        check_series(series.trajectories, series.nodes)
 
     def _check_times(self, where: str, time: Tensor) -> None:
         steps = time.diff()
-        wrong = ((steps - self.dt).abs() > _TOLERANCE * self.dt).nonzero()
+        # What is not finite is wrong too.
+        wrong = (~((steps - self.dt).abs() <= _TOLERANCE * self.dt)).nonzero()
         if not len(wrong):
             return
         row = int(wrong[0])

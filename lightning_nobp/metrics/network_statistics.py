@@ -26,6 +26,7 @@ class NetworkStatistics(SummedMetric):
         self.add_sum("local", num_nodes, terms, terms)
         self.add_sum("moved", num_nodes, terms, components)
         self.add_sum("energy", num_nodes, components)
+        self.add_sum("levels", num_nodes)
         self.add_sum("samples")
 
     def update(self, features: Tensor, h: Tensor, velocity: Tensor) -> None:

@@ -42,7 +42,7 @@ class DynamicalNetworkBackprop(NetworkRule):
 
     Args:
         method: ``'variable_projection'`` or ``'alternation'``.
-        adjoint: ``'exact'``, or ``'linearised'`` as in the paper, at a quarter of the cost: see
+        adjoint: ``'exact'``, or ``'linearised'`` as in the paper, at a quarter of the cost of the way back: see
             :func:`~lightning_nobp.functional.dynamics.coupling_adjoint`.
         derivative: How velocities are found: ``'central5'`` for clean series, ``'savgol'`` for noisy ones,
             ``'forward'`` for maps, with ``integrator='euler'``: see
@@ -272,6 +272,7 @@ class DynamicalNetworkBackprop(NetworkRule):
         options = {
             name: getattr(self, name) for name in ("derivative", "density", "ridge", "symmetric", "non_negative")
         }
+        options["names"] = getattr(getattr(self._trainer, "datamodule", None), "node_names", ())
         try:
             return {"loss": solve_network(self.built_network(), sums, frozen=self.freeze_local, **options)}
         except (ValueError, RuntimeError) as error:

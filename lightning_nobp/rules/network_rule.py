@@ -1,15 +1,18 @@
 """The base of every rule that finds a network from the time series of its nodes."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, ClassVar, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_nobp.functional.dynamics import Integrator, noisy_start
+from lightning_nobp.functional.network_inference import Normalisation
 from lightning_nobp.metrics.networks import (
     LinkAUROC,
     LinkAveragePrecision,
@@ -42,7 +45,7 @@ class NetworkRule(LearningRule):
             numbers of nodes and of components.
         num_nodes: Of the network; None takes it from the data module.
         components: Numbers in the state of a node; None likewise.
-        dt: Time from one sample to the next; None likewise.
+        dt: Time from one sample to the next, that of the data module if it tells; None likewise.
         integrator: ``'rk4'``, ``'split'`` as in the paper, or ``'euler'``: see
             :func:`~lightning_nobp.functional.dynamics.step`.
         num_steps: Steps of a window that are predicted from its first sample.
@@ -76,6 +79,7 @@ class NetworkRule(LearningRule):
         self.integrator, self.num_steps = integrator, num_steps
         self._local: nn.Module | DynamicsFactory = local if isinstance(local, nn.Module) else self._factory(local)
         self.network: DynamicalNetwork | None = None
+        self._units: Normalisation | None = None
         self._metrics = nn.ModuleDict()
         self._prediction_times: dict[str, ValidPredictionTime] = {}
         if None not in (num_nodes, components, dt):
@@ -111,9 +115,47 @@ class NetworkRule(LearningRule):
                     setattr(self, name, value)
                     self.hparams[name] = to_plain(value, name)
             self._build()
+        self._check_dt(data)
         if data is not None and self.trainer.state.fn == "fit" and hasattr(data, "normalisation"):
             self.built_network().normalise_by(data.normalisation)
         super().configure_model()
+
+    def _check_dt(self, data: Any) -> None:
+        theirs, ours = getattr(data, "dt", None), self.built_network().dt
+        if theirs is not None and not math.isclose(theirs, ours, rel_tol=1e-6):
+            raise ValueError(
+                f"dt={ours} of {type(self).__name__} is not that of the data module, dt={theirs}: leave the rule's "
+                "out, or sample the series again"
+            )
+
+    def on_fit_start(self) -> None:
+        """Series come in the units of the network."""
+        super().on_fit_start()
+        self._units = None
+
+    def on_validation_start(self) -> None:
+        """Learn how the data module's series are normalised."""
+        self._learn_units()
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        self._learn_units()
+
+    def on_predict_start(self) -> None:
+        """Likewise."""
+        self._learn_units()
+
+    def _learn_units(self) -> None:
+        """Series of another file than the network was trained on are normalised otherwise."""
+        network, theirs = (
+            self.built_network(),
+            getattr(getattr(self.trainer, "datamodule", None), "normalisation", None),
+        )
+        if theirs is not None:
+            theirs = Normalisation(theirs.mean.to(network.mean), theirs.scale.to(network.scale))
+            same = torch.equal(theirs.mean, network.mean) and torch.equal(theirs.scale, network.scale)
+            theirs = None if same else theirs
+        self._units = theirs
 
     def _build(self) -> None:
         assert self.num_nodes is not None
@@ -155,9 +197,12 @@ class NetworkRule(LearningRule):
     # Batches
 
     def windows(self, batch: Any) -> Tensor:
-        """The windows of a batch, in the dtype of the weights."""
-        found = batch if isinstance(batch, Tensor) else batch[0]
-        return cast(Tensor, found).to(self.built_network().weights)
+        """The windows of a batch, normalised as the network is, in the dtype of its weights."""
+        network = self.built_network()
+        found: Tensor = (batch if isinstance(batch, Tensor) else batch[0]).to(network.weights)
+        if self._units is not None:
+            found = (found * self._units.scale + (self._units.mean - network.mean)) / network.scale
+        return found
 
     def check_batch(self, batch: Any) -> None:
         """Refuse a batch that does not fit the network.
@@ -197,7 +242,14 @@ class NetworkRule(LearningRule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Free runs from the first sample of each window, in the units of the data, of the shape of the windows."""
         network, windows = self.built_network(), self.windows(batch)
-        return free_run(network, windows) * network.scale + network.mean
+        predicted = free_run(network, windows)
+        lost = (~predicted.isfinite()).flatten(2).any(dim=2).any(dim=0).nonzero()
+        if len(lost):
+            rank_zero_warn(
+                f"free runs of batch {batch_idx} diverge: from step {int(lost[0])} on not all are finite. Follow fewer "
+                "steps (the data module's horizon), or take a local motion of a lower degree"
+            )
+        return predicted * network.scale + network.mean
 
     def on_test_epoch_start(self) -> None:
         """Learn of the data module how fast errors grow."""
@@ -244,7 +296,13 @@ class NetworkRule(LearningRule):
     def _log_metrics(self, stage: str) -> None:
         loss = cast(MeanMetric, self._metrics[f"{stage}/loss"])
         # The metric sums over ranks itself.
-        self.log(f"{stage}/loss", loss.compute(), prog_bar=True)
+        value = loss.compute()
+        self.log(f"{stage}/loss", value, prog_bar=True)
+        if not bool(value.isfinite()):
+            rank_zero_warn(
+                f"{stage}/loss={float(value)}: free runs of the network diverge within num_steps={self.num_steps}. "
+                "Take a local motion of a lower degree, a larger ridge, or smaller steps of the optimizer"
+            )
         loss.reset()
         true = getattr(getattr(self.trainer, "datamodule", None), "true_weights", None)
         if true is None:

@@ -1,5 +1,6 @@
 """The closed form of a network: sums over windows, and what follows from them for couplings and local motion."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -66,6 +67,7 @@ def solve_network(
     symmetric: bool,
     non_negative: bool,
     frozen: bool,
+    names: Sequence[str] = (),
 ) -> float:
     """Set couplings and local motion to those that fit best.
 
@@ -78,6 +80,7 @@ def solve_network(
         symmetric: Whether couplings are put to the nearest symmetric ones; the local motion is then solved for again.
         non_negative: Whether negative couplings are put to zero, likewise.
         frozen: See :func:`empty_sums`.
+        names: Of the nodes, for messages; none for their numbers.
 
     Returns:
         The mean square that is left of the velocities.
@@ -90,7 +93,7 @@ def solve_network(
     if derivative != "forward" and not frozen:
         # Normalised series have a standard deviation of 1.
         check_resolved((sums.energy.mean(dim=0) / sums.samples).sqrt(), network.dt)
-    check_identifiable(sums.couplings)
+    check_identifiable(sums.couplings, None if frozen else sums.levels, sums.samples, names)
     solution = solve_sparse(sums, density, shared=shared, ridge=ridge)
     network.weights.copy_(solution.weights)
     if symmetric or non_negative:

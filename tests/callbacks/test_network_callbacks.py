@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import backprop, loader, trainer
 
-from lightning_nobp.callbacks import NetworkFigures, NetworkWriter
+from lightning_nobp.callbacks import NetworkFigures, NetworkWriter, network_figures
 from lightning_nobp.callbacks.network_figures import couplings_figure, errors_figure, free_run_figure
 from lightning_nobp.datamodules import CoupledOscillatorsDataModule
 from lightning_nobp.rules import DynamicalNetworkBackprop
@@ -24,10 +24,14 @@ def fit(folder, *callbacks, rule=None, module=None):
     return rule, module
 
 
+def read(folder):
+    return list(csv.DictReader((folder / "links.csv").open()))
+
+
 def test_links_and_graph_hold_the_weights_that_were_found(tmp_path):
     rule, _ = fit(tmp_path, NetworkWriter())
     weights = rule.network.weights.detach()
-    rows = list(csv.DictReader((tmp_path / "links.csv").open()))
+    rows = read(tmp_path)
     graph = nx.read_graphml(tmp_path / "network.graphml")
     assert len(rows) == graph.number_of_edges() == 20
     assert sorted(graph.nodes) == ["0", "1", "2", "3", "4"]
@@ -49,7 +53,7 @@ def test_weak_links_are_left_out_and_nodes_stay(tmp_path):
 
 def test_standard_errors_are_of_the_size_of_the_errors(tmp_path):
     _, module = fit(tmp_path, NetworkWriter(num_bootstrap=20), module=data(observation_noise=1e-3))
-    rows = list(csv.DictReader((tmp_path / "links.csv").open()))
+    rows = read(tmp_path)
     assert len(rows) == 20
     errors = torch.tensor([float(row["standard_error"]) for row in rows])
     true = torch.tensor([float(module.true_weights[int(r["target"]), int(r["source"])]) for r in rows])
@@ -60,10 +64,25 @@ def test_standard_errors_are_of_the_size_of_the_errors(tmp_path):
     assert all(error > 0 for *_, error in edges)
 
 
+def test_standard_errors_are_those_of_constrained_couplings(tmp_path):
+    rule = DynamicalNetworkBackprop(symmetric=True, non_negative=True)
+    _, module = fit(tmp_path, NetworkWriter(num_bootstrap=10), rule=rule, module=data(coupling_mean=-0.1))
+    error = {(row["source"], row["target"]): row["standard_error"] for row in read(tmp_path)}
+    assert all(value == error[target, source] for (source, target), value in error.items())
+    # What is negative is zero in every resampling.
+    assert len(error) < int((module.true_weights == 0).sum())
+
+
+def test_series_of_fewer_windows_than_parts_have_standard_errors(tmp_path):
+    module = data(num_steps=120, num_trajectories=1, coupling_mean=0.3, horizon=10)
+    fit(tmp_path, NetworkWriter(num_bootstrap=5, num_windows=100), module=module)
+    assert all(float(row["standard_error"]) > 0 for row in read(tmp_path))
+
+
 def test_an_alternation_has_standard_errors_too(tmp_path):
     rule = DynamicalNetworkBackprop(method="alternation", initial_epochs=0, num_steps=5)
     fit(tmp_path, NetworkWriter(num_bootstrap=3), rule=rule)
-    rows = list(csv.DictReader((tmp_path / "links.csv").open()))
+    rows = read(tmp_path)
     assert all(float(row["standard_error"]) > 0 for row in rows)
 
 
@@ -96,6 +115,35 @@ def test_free_runs_and_errors_are_drawn_as_they_are():
     assert lines[1].get_ydata() == pytest.approx(predicted[:, 1, 0].tolist())
     [line] = errors_figure({"val/loss": [(1, 0.5), (2, 0.25)]}).axes[0].lines
     assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.25]]
+
+
+def test_nodes_have_their_names():
+    figure = couplings_figure(torch.eye(2), names=("anna", "bert"))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["anna", "bert"]
+    figure = free_run_figure(*torch.randn(2, 6, 2, 1), 0.5, names=("anna", "bert"))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["anna", "bert"]
+
+
+def test_a_run_that_diverges_leaves_the_truth_in_sight():
+    true = torch.linspace(-1, 1, 6).view(6, 1, 1)
+    [axes] = free_run_figure(true * 1e30, true, 0.5).axes
+    assert axes.get_ylim() == pytest.approx((-2, 2))
+
+
+def test_free_runs_go_along_the_first_validation_trajectory(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(network_figures, "free_run_figure", lambda *args: drawn.append(args) or free_run_figure(*args))
+    rule, module = fit(tmp_path, NetworkFigures(most_steps=60), module=data(num_val=2))
+    predicted, true = drawn[0][:2]
+    torch.testing.assert_close(true.double(), module.batches("val").samples[:61], rtol=0, atol=1e-6)
+    torch.testing.assert_close(predicted, rule.network.rollout(true[:1], 60)[0].detach(), rtol=0, atol=1e-4)
+
+
+def test_errors_go_on_behind_those_of_a_run_that_is_resumed():
+    figures, again = NetworkFigures(), NetworkFigures()
+    figures.errors = {"val/loss": [(1, 0.5), (2, 0.25)]}
+    again.load_state_dict(figures.state_dict())
+    assert again.errors == figures.errors
 
 
 @pytest.mark.parametrize(

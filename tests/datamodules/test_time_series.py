@@ -119,8 +119,8 @@ LATER = TIMES + np.where(np.arange(100) > 60, 2.0, 0.0)
         (table().drop(columns="b.y"), {}, "there is no column 'b.y'. Give a column a number, <node>.<component>"),
         (table()[["time"]], {}, "no columns. Give a column a number"),
         (table()[["a.x", "a.y"]], {}, "x holds one node: a network has at least two"),
-        (table(**{"b.x": 1.0}), {}, "component 0 of node 1 never changes"),
-        (table(**{"c.x": X[:, 0, 0]}), {}, "nodes 0 and 2 move together (correlation 1.000000)"),
+        (table(**{"b.x": 1.0}), {}, "component 0 of node b never changes"),
+        (table(**{"c.x": X[:, 0, 0]}), {}, "nodes a and c move together (correlation 1.000000)"),
         (table(), {"lyapunov_exponent": 0.0}, "lyapunov_exponent=0.0 must be positive"),
         (table(), {"dt": 0.0}, "dt=0.0 must be positive"),
         (table(), {"val_size": 1.0}, "val_size=1.0 is a fraction of each trajectory"),
@@ -166,6 +166,45 @@ def test_bad_files_are_named(tmp_path):
     ragged.write_text("a,b,c\n1,2\n3,4\n")
     with pytest.raises(ValueError, match="3 names in the header, but 2 columns"):
         set_up(ragged)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty. Give a column a number"),
+        ("a,b\n", "has no rows below its header"),
+        ("1.5,2\n2,3\n", "has no header: its first row must name the columns"),
+        ("a;b\n1;2\n", "columns must be separated by commas, not as in 'a;b'"),
+        ("a.x,b.x,a.x\n1,2,3\n", "two columns are called 'a.x'"),
+        ("time,a,b\n0,1,2\n,2,3\n1,3,4\n", "nan in column 'time' (row 1 from 0) is no finite number"),
+        ("trajectory,a,b\nfirst,1,2\nfirst,2,3\n", "nan in column 'trajectory' (row 0 from 0) is no finite number"),
+    ],
+)
+def test_tables_that_would_be_misread_are_refused(text, message, tmp_path):
+    path = tmp_path / "series.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        set_up(path)
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path):
+    path = write(tmp_path, "csv")
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert set_up(path).node_names == ("a", "b", "c")
+
+
+def test_times_of_arrays_must_be_finite(tmp_path):
+    times = TIMES.copy()
+    times[7] = np.nan
+    with pytest.raises(ValueError, match=r"it is nan, not dt=0\.5"):
+        set_up(write(tmp_path, "npz", time=times))
+
+
+def test_a_component_that_changes_after_training_only_is_refused(tmp_path):
+    late = X.copy()
+    late[:80, :, 1] = 1.0
+    with pytest.raises(ValueError, match="component 1 never changes in the training series"):
+        set_up(write(tmp_path, "npz", x=late))
 
 
 def test_of_several_trajectories_the_bad_one_is_named(tmp_path):

@@ -14,6 +14,7 @@ from lightning_nobp.callbacks import GradientAlignment
 from lightning_nobp.cli.export import export
 from lightning_nobp.datamodules import CoupledOscillatorsDataModule
 from lightning_nobp.functional.dynamics import Lorenz
+from lightning_nobp.functional.network_inference import Normalisation
 from lightning_nobp.nn import LocalDynamics, NetworkDescent, PolynomialDynamics
 from lightning_nobp.rules import DynamicalNetworkBackprop
 
@@ -181,6 +182,47 @@ def test_predictions_are_free_runs_in_the_units_of_the_data(tmp_path):
     true = true * module.normalisation.scale + module.normalisation.mean
     assert predicted.shape == true.shape
     torch.testing.assert_close(predicted[:, :20].double(), true[:, :20], rtol=0.01, atol=0.5)
+
+
+def test_free_runs_that_diverge_are_told_of(tmp_path):
+    module = data()
+    rule = DynamicalNetworkBackprop()
+    run = trainer(tmp_path)
+    run.fit(rule, datamodule=module)
+    with torch.no_grad():
+        rule.network.local.coefficients.mul_(1e3)
+    with pytest.warns(UserWarning, match=r"free runs of batch 0 diverge: from step \d+ on not all are finite"):
+        run.predict(rule, datamodule=module)
+    with pytest.warns(UserWarning, match=r"val/loss=(nan|inf): free runs of the network diverge within num_steps=10"):
+        run.validate(rule, datamodule=module, verbose=False)
+
+
+def test_series_in_other_units_are_followed_in_those_of_the_network(tmp_path):
+    """A file that is normalised otherwise than the one the network was trained on."""
+    module = data(num_steps=1000, window=20, stride=17)
+    rule = DynamicalNetworkBackprop()
+    run = trainer(tmp_path)
+    run.fit(rule, datamodule=module)
+    [expected] = run.test(rule, datamodule=module, verbose=False)
+    predicted = torch.cat(run.predict(rule, datamodule=module))
+    other = data(num_steps=1000, window=20, stride=17)
+    other.setup("test")
+    ours = other.normalisation
+    other.normalisation = Normalisation(ours.mean + torch.tensor([3.0, -2.0, 5.0]), 2 * ours.scale)
+    windows = other.batches("test")
+    windows.samples = other.normalisation(windows.samples * ours.scale + ours.mean)
+    [found] = run.test(rule, datamodule=other, verbose=False)
+    assert found["test/loss"] == pytest.approx(expected["test/loss"], rel=0.01)
+    torch.testing.assert_close(
+        torch.cat(run.predict(rule, datamodule=other))[:, :20], predicted[:, :20], rtol=0, atol=0.01
+    )
+
+
+def test_an_interval_that_is_not_the_data_modules_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"dt=0\.1 of DynamicalNetworkBackprop is not that of the data module, dt=0\.02"
+    ):
+        trainer(tmp_path).fit(DynamicalNetworkBackprop(dt=0.1), datamodule=data())
 
 
 def test_without_the_truth_nothing_is_said_of_links(tmp_path):

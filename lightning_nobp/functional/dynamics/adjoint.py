@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.dynamics.network import Field, Integrator, coupling, step
+from lightning_nobp.functional.dynamics.network import Field, Integrator, coupling, rk4_increment, velocity
 
 Adjoint = Literal["exact", "linearised"]
 
@@ -66,8 +66,8 @@ def coupling_adjoint(
         dt: Time from one sample to the next.
         integrator: See :func:`~lightning_nobp.functional.dynamics.step`.
         adjoint: ``'exact'``, through every stage of the integrator; ``'linearised'``, as in the paper, through a step
-            of Euler's method at the state before the step: a quarter of the products, and the same in the limit of
-            small ``dt``.
+            of Euler's method at the state before the step: a quarter of the products on the way back, and the same in
+            the limit of small ``dt``.
 
     Raises:
         ValueError: An unknown option, or windows of one sample.
@@ -108,11 +108,7 @@ def _step_vjp(
         return y + felt, lambda grad: _sum((pullback(grad), 0), back(grad))
 
     if adjoint == "linearised" or integrator == "euler":
-        velocity, pullback = coupled(x)
-        after = x + dt * velocity
-        if integrator != "euler":
-            after = step(lambda state: field_vjp(state)[0], x, weights, dt, integrator)
-        return after, lambda grad: _sum((grad, 0), pullback(dt * grad))
+        return _linearised_vjp(field_vjp, x, weights, dt, integrator)
     if integrator == "rk4":
         increment, pullback = _rk4_vjp(coupled, x, dt)
         return x + increment, lambda grad: _sum((grad, 0), pullback(grad))
@@ -121,11 +117,30 @@ def _step_vjp(
     return x + increment + dt * felt, lambda grad: _sum((grad, 0), pullback(grad), back(dt * grad))
 
 
-def _rk4_vjp(velocity: _StepVjp, x: Tensor, dt: float) -> tuple[Tensor, Callable[[Tensor], _Pulled]]:
-    first, back1 = velocity(x)
-    second, back2 = velocity(x + dt / 2 * first)
-    third, back3 = velocity(x + dt / 2 * second)
-    fourth, back4 = velocity(x + dt * third)
+def _linearised_vjp(
+    field_vjp: FieldVjp, x: Tensor, weights: Tensor, dt: float, integrator: Integrator
+) -> tuple[Tensor, Callable[[Tensor], _Pulled]]:
+    """A step, and what takes gradients back through one of Euler's method in its place."""
+
+    def field(state: Tensor) -> Tensor:
+        return field_vjp(state)[0]
+
+    alone, pullback = field_vjp(x)
+    felt, back = _coupling_vjp(x, weights)
+    if integrator == "rk4":
+        after = x + rk4_increment(lambda state: velocity(field, state, weights), x, dt, first=alone + felt)
+    elif integrator == "split":
+        after = x + rk4_increment(field, x, dt, first=alone) + dt * felt
+    else:
+        after = x + dt * (alone + felt)
+    return after, lambda grad: _sum((grad + pullback(dt * grad), 0), back(dt * grad))
+
+
+def _rk4_vjp(moved: _StepVjp, x: Tensor, dt: float) -> tuple[Tensor, Callable[[Tensor], _Pulled]]:
+    first, back1 = moved(x)
+    second, back2 = moved(x + dt / 2 * first)
+    third, back3 = moved(x + dt / 2 * second)
+    fourth, back4 = moved(x + dt * third)
 
     def pullback(grad: Tensor) -> _Pulled:
         by4 = back4(dt / 6 * grad)

@@ -1,8 +1,9 @@
 """Oscillators coupled in a network, and how they move in time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +36,16 @@ def velocity(field: Field, x: Tensor, weights: Tensor) -> Tensor:
     return field(x) + _in_first(coupling(x[..., 0], weights), x)
 
 
-def rk4_increment(field: Field, x: Tensor, dt: float) -> Tensor:
-    """How far the classical Runge-Kutta method of fourth order goes in a step."""
-    first = field(x)
+def rk4_increment(field: Field, x: Tensor, dt: float, first: Tensor | None = None) -> Tensor:
+    """How far the classical Runge-Kutta method of fourth order goes in a step.
+
+    Args:
+        field: What moves the states.
+        x: States.
+        dt: Length of the step.
+        first: ``field(x)``, if it is known.
+    """
+    first = field(x) if first is None else first
     second = field(x + dt / 2 * first)
     third = field(x + dt / 2 * second)
     fourth = field(x + dt * third)
@@ -102,7 +110,7 @@ def rollout(
 
 def simulate_network(
     system: Literal["lorenz", "chua", "fitzhugh_nagumo", "roessler"] | Field,
-    weights: Tensor,
+    weights: Tensor | np.ndarray | Sequence[Sequence[float]],
     num_steps: int,
     dt: float,
     num_trajectories: int = 1,
@@ -139,16 +147,26 @@ def simulate_network(
         if system not in FIELDS:
             raise ValueError(f"system={system!r} is not one of {', '.join(map(repr, FIELDS))}, nor a function")
         system = FIELDS[system]()
+    weights = torch.as_tensor(weights, dtype=torch.float64)
     _check_simulation(weights, num_steps, dt, num_trajectories, transient, integrator)
+    if not 0 <= dynamical_noise < float("inf"):
+        raise ValueError(
+            f"dynamical_noise={dynamical_noise} is a standard deviation: it must be at least 0, and finite"
+        )
     generator = torch.Generator().manual_seed(seed)
     if start is None:
         if not isinstance(system, VectorField):
             raise ValueError("start: give states (num_trajectories, nodes, components) for a function of your own")
         start = system.start((num_trajectories, len(weights)), generator)
+    start = torch.as_tensor(start, dtype=torch.float64)
+    if start.dim() != 3 or tuple(start.shape[:2]) != (num_trajectories, len(weights)):
+        raise ValueError(
+            f"start of shape {tuple(start.shape)}: give (num_trajectories={num_trajectories}, nodes={len(weights)}, "
+            "components)"
+        )
     # A step by Euler's or the split method is a map of its own: its transient is too.
     noise = {"dynamical_noise": dynamical_noise, "generator": generator}
-    weights = weights.to(torch.float64)
-    before = rollout(system, start.to(torch.float64), weights, transient, dt, integrator=integrator, **noise)  # type: ignore[arg-type]
+    before = rollout(system, start, weights, transient, dt, integrator=integrator, **noise)  # type: ignore[arg-type]
     found = rollout(system, before[-1], weights, num_steps - 1, dt, integrator=integrator, **noise)  # type: ignore[arg-type]
     return found.movedim(0, 1)
 

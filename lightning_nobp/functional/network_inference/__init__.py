@@ -15,7 +15,7 @@ from lightning_nobp.functional.network_inference.infer import (
     solve_sparse,
 )
 from lightning_nobp.functional.network_inference.library import polynomial_exponents, polynomial_features
-from lightning_nobp.functional.network_inference.solve import Solution, residual, solve, solve_local
+from lightning_nobp.functional.network_inference.solve import Solution, constrained, residual, solve, solve_local
 from lightning_nobp.functional.network_inference.statistics import Statistics, statistics
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "check_identifiable",
     "check_resolved",
     "check_series",
+    "constrained",
     "infer_coupling",
     "links",
     "network_graph",

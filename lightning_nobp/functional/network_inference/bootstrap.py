@@ -24,7 +24,7 @@ def standard_error(
         seed: Of the resamplings.
 
     Raises:
-        ValueError: Fewer than two windows, or than two resamplings.
+        ValueError: Fewer than two windows, or than two resamplings; a resampling that does not determine the weights.
     """
     if len(windows) < 2 or num_bootstrap < 2:
         raise ValueError(f"num_bootstrap={num_bootstrap} of {len(windows)} windows: both must be at least 2")
@@ -33,5 +33,11 @@ def standard_error(
     for _ in range(num_bootstrap):
         drawn = torch.randint(len(windows), (len(windows),), generator=generator).bincount(minlength=len(windows))
         parts = [window * times for window, times in zip(windows, drawn.tolist(), strict=True) if times]
-        found.append(weights(sum(parts[1:], start=parts[0])))
+        try:
+            found.append(weights(sum(parts[1:], start=parts[0])))
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{len(parts)} of {len(windows)} windows, as a resampling drew them, do not determine the couplings: "
+                "take more windows (num_windows), a longer series or a larger ridge"
+            ) from error
     return torch.stack(found).std(dim=0)

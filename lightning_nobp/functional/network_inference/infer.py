@@ -1,7 +1,9 @@
 """Who is coupled to whom: from time series to weights and local motion, in closed form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +68,8 @@ class InferredNetwork:
     def field(self, x: Tensor) -> Tensor:
         """Time derivatives of uncoupled nodes, as :func:`~lightning_nobp.functional.dynamics.rollout` takes them.
 
+        What was found with ``derivative='forward'`` is a map: roll it out with ``integrator='euler'``.
+
         Args:
             x: States ``(..., nodes, components)``.
         """
@@ -76,7 +80,7 @@ class InferredNetwork:
 
 
 def infer_coupling(
-    x: Tensor,
+    x: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
     dt: float,
     degree: int = 2,
     shared: bool = True,
@@ -95,7 +99,8 @@ def infer_coupling(
     factorisation, jointly and in closed form.
 
     Args:
-        x: ``(trajectories, time, nodes, components)``; nodes feel each other through component 0.
+        x: ``(trajectories, time, nodes, components)``, or a list of trajectories ``(time, nodes, components)`` of any
+            lengths; nodes feel each other through component 0.
         dt: Time from one sample to the next, in any unit: the weights are in one over that unit.
         degree: Of the polynomials: 2 for Lorenz's and Roessler's equations, 3 for Chua's and FitzHugh's.
         shared: Whether all nodes move alike alone; otherwise each has a polynomial of its own.
@@ -120,21 +125,21 @@ def infer_coupling(
         and Pereyra, "Separable nonlinear least squares: the variable projection method and its applications", Inverse
         Problems 19, R1 (2003), for the method.
     """
-    x = torch.as_tensor(x).to(torch.float64)
-    check_series(x)
+    trajectories = _trajectories(x)
+    check_series(trajectories)
     _check_arguments(dt, degree, ridge, density, num_bootstrap, num_windows)
-    found = differentiate(x, dt, derivative)
-    normalisation = Normalisation.of(x)
+    found = [differentiate(part.unsqueeze(0), dt, derivative) for part in trajectories]
+    states, velocity = (torch.cat(parts, dim=1).squeeze(0) for parts in zip(*found, strict=True))
+    normalisation = Normalisation.of(torch.cat(trajectories))
     if derivative != "forward":
-        check_resolved(found.velocity.flatten(0, 2).square().mean(dim=0).sqrt() / normalisation.scale, dt)
-    exponents = polynomial_exponents(x.shape[-1], degree)
-    check_enough(found.x.shape[0] * found.x.shape[1], x.shape[2], len(exponents), shared)
-    states, velocity = found.x.flatten(0, 1), found.velocity.flatten(0, 1)
-    parts = num_windows if num_bootstrap else 1
+        check_resolved(velocity.flatten(0, 1).square().mean(dim=0).sqrt() / normalisation.scale, dt)
+    exponents = polynomial_exponents(states.shape[-1], int(degree))
+    check_enough(len(states), states.shape[1], len(exponents), shared)
+    parts = min(num_windows, len(states)) if num_bootstrap else 1
     cut = zip(states.tensor_split(parts), velocity.tensor_split(parts), strict=True)
     windows = [_sums(part, moved, normalisation, exponents) for part, moved in cut]
     total = sum(windows[1:], start=windows[0])
-    check_identifiable(total.couplings)
+    check_identifiable(total.couplings, total.levels, total.samples)
 
     def solved(sums: Statistics) -> Solution:
         return solve_sparse(sums, density, shared=shared, ridge=ridge)
@@ -161,9 +166,25 @@ def solve_sparse(sums: Statistics, density: float | None, *, shared: bool, ridge
     while left > wanted:
         left = max(wanted, int(left * _KEPT))
         strongest = solution.weights.abs().flatten().topk(left).indices
-        links = torch.zeros(nodes * nodes, dtype=torch.bool).index_fill(0, strongest, True).view(nodes, nodes)
+        links = (
+            torch.zeros(nodes * nodes, dtype=torch.bool, device=strongest.device)
+            .index_fill(0, strongest, True)
+            .view(nodes, nodes)
+        )
         solution = solve(sums, shared=shared, ridge=ridge, links=links)
     return solution
+
+
+def _trajectories(x: Tensor | np.ndarray | Sequence[Tensor | np.ndarray]) -> list[Tensor]:
+    """Each ``(time, nodes, components)``, float64."""
+    if isinstance(x, list | tuple) and x:
+        return [torch.as_tensor(part).to(torch.float64) for part in x]
+    found = torch.as_tensor(x).to(torch.float64)
+    if found.dim() != 4 or 0 in found.shape:
+        raise ValueError(
+            f"x of shape {tuple(found.shape)}: give (trajectories, time, nodes, components), none of them 0"
+        )
+    return list(found)
 
 
 def _sums(states: Tensor, velocity: Tensor, normalisation: Normalisation, exponents: Tensor) -> Statistics:
@@ -180,8 +201,8 @@ def _check_arguments(
 ) -> None:
     if not 0 < dt < float("inf"):
         raise ValueError(f"dt={dt} must be positive, and finite")
-    if degree < 1:
-        raise ValueError(f"degree={degree} must be at least 1")
+    if degree < 1 or degree != int(degree):
+        raise ValueError(f"degree={degree} must be at least 1, and whole")
     if not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge={ridge} must be at least 0, and finite")
     if density is not None and not 0 < density <= 1:

@@ -61,10 +61,10 @@ def solve(sums: Statistics, *, shared: bool, ridge: float, links: Tensor | None 
 def _projections(sums: Statistics, ridge: float, links: Tensor | None) -> Tensor:
     """The matrix ``Z``, ``(1, nodes, nodes)``; with ``links`` one a node, zero where there is none."""
     nodes = len(sums.couplings)
-    diagonal = ridge * sums.couplings.diagonal().mean() * torch.eye(nodes, dtype=torch.float64)
+    diagonal = ridge * sums.couplings.diagonal().mean() * torch.eye(nodes).to(sums.couplings)
     if links is None:
         return _constrained_inverse(sums.couplings + diagonal).unsqueeze(0)
-    found = torch.zeros(nodes, nodes, nodes, dtype=torch.float64)
+    found = sums.couplings.new_zeros(nodes, nodes, nodes)
     for i, row in enumerate(links):
         chosen = row.clone()
         chosen[i] = True
@@ -86,7 +86,7 @@ def _least_squares(gram: Tensor, right: Tensor, shared: bool, ridge: float) -> T
     if shared:
         gram, right = gram.sum(dim=0, keepdim=True), right.sum(dim=0, keepdim=True)
     scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
-    scaled = gram / (scale.unsqueeze(1) * scale.unsqueeze(2)) + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype)
+    scaled = gram / (scale.unsqueeze(1) * scale.unsqueeze(2)) + ridge * torch.eye(gram.shape[-1]).to(gram)
     found: Tensor = torch.linalg.solve(scaled, right / scale.unsqueeze(-1)) / scale.unsqueeze(-1)
     return found
 
@@ -103,6 +103,18 @@ def solve_local(sums: Statistics, weights: Tensor, *, shared: bool, ridge: float
     moved = sums.moved.clone()
     moved[..., 0] -= torch.einsum("ij,ijk->ik", _contrasts(weights), sums.cross)
     return _least_squares(sums.local, moved, shared, ridge)
+
+
+def constrained(weights: Tensor, symmetric: bool, non_negative: bool) -> Tensor:
+    """The nearest couplings that are symmetric, not negative, or both.
+
+    Args:
+        weights: ``(nodes, nodes)``.
+        symmetric: Whether they act both ways alike.
+        non_negative: Whether none is negative.
+    """
+    weights = (weights + weights.T) / 2 if symmetric else weights
+    return weights.clamp(min=0) if non_negative else weights
 
 
 def residual(sums: Statistics, solution: Solution) -> Tensor:

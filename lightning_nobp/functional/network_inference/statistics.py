@@ -19,6 +19,7 @@ class Statistics:
         local: ``(nodes, terms, terms)``, of ``T_i T_i``.
         moved: ``(nodes, terms, components)``, of ``T_i v_i``.
         energy: ``(nodes, components)``, of the squares of ``v_i``.
+        levels: ``(nodes,)``, of ``h_j``.
         samples: How many, without dimensions.
     """
 
@@ -28,6 +29,7 @@ class Statistics:
     local: Tensor
     moved: Tensor
     energy: Tensor
+    levels: Tensor
     samples: Tensor
 
     def __add__(self, other: "Statistics") -> "Statistics":
@@ -57,5 +59,6 @@ def statistics(features: Tensor, h: Tensor, velocity: Tensor) -> Statistics:
         by_node.transpose(1, 2) @ by_node,
         by_node.transpose(1, 2) @ velocity.transpose(0, 1),
         velocity.square().sum(dim=0),
-        torch.tensor(float(samples), dtype=torch.float64),
+        h.sum(dim=0),
+        torch.tensor(float(samples), dtype=torch.float64, device=h.device),
     )

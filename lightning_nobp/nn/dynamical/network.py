@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional import dynamics
 from lightning_nobp.functional.dynamics import Integrator
-from lightning_nobp.functional.network_inference import Normalisation
+from lightning_nobp.functional.network_inference import Normalisation, constrained
 
 
 class DynamicalNetwork(nn.Module):
@@ -94,10 +94,7 @@ class DynamicalNetwork(nn.Module):
     @torch.no_grad()
     def constrain_(self, symmetric: bool, non_negative: bool) -> None:
         """Put the couplings to the nearest ones that are symmetric, not negative, or both."""
-        if symmetric:
-            self.weights.copy_((self.weights + self.weights.T) / 2)
-        if non_negative:
-            self.weights.clamp_(min=0)
+        self.weights.copy_(constrained(self.weights, symmetric, non_negative))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What an optimizer moves: couplings, marked for :class:`~lightning_nobp.nn.NetworkDescent`, and the rest."""

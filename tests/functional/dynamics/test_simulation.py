@@ -141,6 +141,13 @@ def test_a_true_system_started_exactly_gives_back_the_truth():
     assert float((start / true.flatten(0, 2).std(dim=0)).std()) == pytest.approx(0.01, rel=0.3)
 
 
+def test_weights_may_be_an_array_or_rows():
+    weights = couplings(3)
+    expected = simulate_network("lorenz", weights, 5, 0.02)
+    for given in (weights.numpy(), weights.tolist()):
+        assert torch.equal(simulate_network("lorenz", given, 5, 0.02), expected)
+
+
 def test_a_network_that_diverges_is_named_with_step_and_node():
     x = torch.zeros(1, 3, 1, dtype=torch.float64)
     x[0, 1] = 1.0
@@ -162,6 +169,8 @@ def test_a_network_that_diverges_is_named_with_step_and_node():
         ({"transient": -1}, "transient=-1 must be at least 0"),
         ({"dt": 0.0}, "dt=0.0 must be positive"),
         ({"integrator": "verlet"}, "integrator='verlet' is not one of 'rk4', 'split', 'euler'"),
+        ({"dynamical_noise": -1.0}, "dynamical_noise=-1.0 is a standard deviation"),
+        ({"start": torch.zeros(5, 3)}, "start of shape (5, 3): give (num_trajectories=1, nodes=3, components)"),
         ({"system": torch.zeros_like}, "start: give states (num_trajectories, nodes, components)"),
     ],
 )

@@ -16,12 +16,14 @@ from lightning_nobp.functional.dynamics import (
 )
 from lightning_nobp.functional.network_inference import (
     Normalisation,
+    check_identifiable,
     infer_coupling,
     polynomial_exponents,
     polynomial_features,
     residual,
     solve,
     solve_local,
+    standard_error,
     statistics,
 )
 
@@ -101,6 +103,15 @@ def test_numbering_nodes_otherwise_numbers_weights_so():
     x = series(network())
     expected = infer_coupling(x, DT).weights[order][:, order]
     torch.testing.assert_close(infer_coupling(x[:, :, order], DT).weights, expected, rtol=0, atol=1e-9)
+
+
+def test_trajectories_may_have_any_lengths():
+    """Cutting them apart leaves out the derivatives at the cut alone."""
+    x = series(network())
+    parts = [x[0].numpy(), x[1, :200], x[1, 196:].float()]
+    torch.testing.assert_close(infer_coupling(parts, DT).weights, infer_coupling(x, DT).weights, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=re.escape("x[1] of shape (200, 7, 3): give trajectories")):
+        infer_coupling([x[0], x[1, :200, :7]], DT)
 
 
 def brute_force(features, h, moved, shared):
@@ -193,6 +204,19 @@ def test_standard_errors_tell_the_size_of_errors():
     assert infer_coupling(x, DT).standard_error is None
 
 
+def test_windows_that_do_not_determine_the_couplings_are_told_of():
+    features, h, moved = sums_of(series(network(5), steps=20))
+    windows = [statistics(features[t : t + 1], h[t : t + 1], moved[t : t + 1]) for t in range(6)]
+    with pytest.raises(ValueError, match="of 6 windows, as a resampling drew them, do not determine the couplings"):
+        standard_error(windows, lambda sums: solve(sums, shared=True, ridge=0.0).weights, 20)
+
+
+def test_series_that_are_too_short_to_tell_nodes_apart_say_so():
+    x = series(network(16), steps=31)[:1]
+    with pytest.raises(ValueError, match=r"in this series .* depend on each other linearly.*Take a longer series"):
+        infer_coupling(x, DT)
+
+
 def test_polynomials_are_all_monomials_up_to_the_degree():
     exponents = polynomial_exponents(2, 3)
     assert exponents.tolist()[:4] == [[0, 0], [1, 0], [0, 1], [2, 0]]
@@ -207,6 +231,42 @@ def test_nodes_in_synchrony_are_named():
     x[:, :, 3] = x[:, :, 1]
     with pytest.raises(ValueError, match=r"nodes 1 and 3 move together \(correlation 1.000000\)"):
         infer_coupling(x, DT)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("factor", "offset"), [(1.0, 3.0), (-1.0, 0.0), (0.5, -2.0)])
+def test_nodes_that_follow_each_other_by_an_offset_or_a_factor_are_named(factor, offset, shared):
+    """The local motion takes up what is constant or a node's own: the joint least squares has no single solution."""
+    x = series(network(4), steps=400)
+    x[:, :, 3, 0] = factor * x[:, :, 1, 0] + offset
+    with pytest.raises(ValueError, match=rf"nodes 1 and 3 move together \(correlation {factor / abs(factor):.6f}\)"):
+        infer_coupling(x, DT, shared=shared)
+
+
+def test_a_component_that_is_the_sum_of_others_is_named():
+    x = series(network(4), steps=400)
+    x[:, :, 3, 0] = x[:, :, 1, 0] + x[:, :, 2, 0]
+    with pytest.raises(ValueError, match="first components of nodes 1, 2, 3 depend on each other linearly"):
+        infer_coupling(x, DT)
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_network_that_is_all_but_in_synchrony_is_refused(nodes):
+    x = series(network(4), steps=400)[:, :, :1].expand(-1, -1, nodes, -1)
+    x = x + 1e-8 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    with pytest.raises(ValueError, match="move together"):
+        infer_coupling(x, DT)
+
+
+def test_beside_a_given_motion_only_differences_of_nodes_must_differ():
+    h = torch.randn(500, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h[:, 3] = 1e7 * (h[:, 1] + 3)
+    check_identifiable(h.T @ h)
+    with pytest.raises(ValueError, match="nodes b and d move together"):
+        check_identifiable(h.T @ h, h.sum(dim=0), 500, names=("a", "b", "c", "d"))
+    h[:, 3] = h[:, 1]
+    with pytest.raises(ValueError, match="nodes 1 and 3 move together"):
+        check_identifiable(h.T @ h)
 
 
 def with_value(value, *place):
@@ -226,6 +286,7 @@ def with_value(value, *place):
         (series(network(30), steps=20)[:1], {}, "16 samples cannot tell 29 weights and a local motion of 10 terms"),
         (torch.randn(1, 300, 4, 3), {}, "from one sample to the next a node goes"),
         (None, {"dt": 0.0}, "dt=0.0 must be positive"),
+        (None, {"degree": 2.5}, "degree=2.5 must be at least 1, and whole"),
         (None, {"degree": 0}, "degree=0 must be at least 1"),
         (None, {"ridge": -1.0}, "ridge=-1.0 must be at least 0"),
         (None, {"density": 2.0}, "density=2.0 must be above 0 and at most 1"),
