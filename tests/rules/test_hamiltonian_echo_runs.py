@@ -18,6 +18,7 @@ from lightning_nobp.nn import (
     DuffingClassifier,
     HamiltonianLayer,
     HamiltonianNetwork,
+    HamiltonianSystem,
     KleinGordonField,
     LastUnits,
     LogCoshClassifier,
@@ -158,3 +159,24 @@ def test_linear_oscillators_do_not(tmp_path):
     run = trainer(tmp_path)
     run.fit(rule, datamodule=XORDataModule(batch_size=4, shuffle=False))
     assert run.callback_metrics["val/accuracy"] < 1
+
+
+class Chain(HamiltonianSystem):
+    """A user's own: nothing but a potential."""
+
+    def __init__(self):
+        super().__init__()
+        self.tie = nn.Parameter(0.3 * torch.randn(6, 14))
+
+    def potential(self, q, u):
+        return q.square().sum(dim=1) / 2 + (q @ self.tie.T + u).cosh().log().sum(dim=1)
+
+
+def test_a_system_of_ones_own_is_validated_tested_and_asked(tmp_path):
+    network = HamiltonianNetwork(DriveEncoder(6, 6, 14), HamiltonianLayer(Chain(), 0.2, 5), LastUnits(3))
+    rule, runs = HamiltonianEcho(network=network, num_classes=3, optimizer=ADAM), trainer(tmp_path, max_epochs=1)
+    before = weights(rule)
+    runs.fit(rule, loader(), loader())
+    assert "val/loss" in runs.callback_metrics
+    assert "test/loss" in runs.test(rule, loader(), verbose=False)[0]
+    assert not torch.equal(weights(rule), before)

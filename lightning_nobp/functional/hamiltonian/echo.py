@@ -167,7 +167,8 @@ class Simulation:
         Returns:
             What comes back ``(rows, ...)``, and what was recorded on the way.
         """
-        space, copies = self.system.space, len(nudges) // len(state[0])
+        space, batch = self.system.space, len(state[0])
+        copies = len(nudges) // batch if batch else 2
 
         def nudged(state: State, direction: State, factor: float = 1.0) -> State:
             direction = tuple(torch.cat([d] * copies) for d in direction)
@@ -197,7 +198,7 @@ def _summed(rows: Tensor, weight: Tensor, pairs: int) -> Tensor:
 
 
 def _over_pairs(rows: Tensor, pairs: int) -> Tensor:
-    return rows.view(pairs, -1, *rows.shape[1:]).sum(dim=0)
+    return rows.unflatten(0, (pairs, len(rows) // pairs)).sum(dim=0)
 
 
 def _plus(total: Tensor | None, change: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class EchoLayer(nn.Module):
         if self.watcher is not None:
             self.watcher(state, drives)
         try:
-            if self.training and not self._is_checked:
+            if self.training and len(state[0]) and not (self._is_checked or torch.is_inference_mode_enabled()):
                 self.check(state, drives)
                 self._is_checked = True
             if self.gradient_engine == "autograd":

@@ -15,6 +15,7 @@ from lightning_nobp.functional.hamiltonian import (
     PhaseSpace,
     Sums,
 )
+from lightning_nobp.functional.hamiltonian.sums import energies, followed
 from lightning_nobp.nn.hamiltonian.spectrum import largest_eigenvalue
 
 
@@ -48,10 +49,12 @@ class HamiltonianSystem(nn.Module):
 
     def potential_gradient(self, q: Tensor, u: Tensor | None) -> Tensor:
         """``dV/dq``, minus the force, of the shape of ``q``; by autograd through :meth:`potential`."""
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
+        differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        # Validation runs in inference mode, whose tensors autograd cannot follow.
+        with torch.inference_mode(False), torch.enable_grad():
+            q, u = followed(q), None if u is None else followed(u)
             q = q if differentiable and q.requires_grad else q.detach().requires_grad_()
-            energy = self.potential(q, u).sum()
+            energy = energies(self, q, u).sum()
             return torch.autograd.grad(energy, q, create_graph=differentiable, materialize_grads=True)[0]
 
     def kinetic(self, p: Tensor) -> Tensor:
@@ -75,8 +78,8 @@ class HamiltonianSystem(nn.Module):
             q: Positions ``(batch, ...)``.
             u: What acts on the system.
         """
-        with torch.enable_grad():
-            at = q.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            at = followed(q).detach().requires_grad_()
             gradient = self.potential_gradient(at, u)
         if not gradient.requires_grad:
             return q.new_zeros(())  # The same force everywhere.

@@ -239,3 +239,55 @@ def test_networks_can_be_built_without_memory(factory):
 def test_networks_that_cannot_be_are_refused(maker, message):
     with pytest.raises(ValueError, match=message):
         maker()
+
+
+# Where autograd is not at hand
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_force_by_autograd_is_there_in_inference_too(mode, training):
+    system, q, p, u = make("pendulums", "static")
+    layer = HamiltonianLayer(system, 0.1, 10).train(training)
+    expected = layer(q, p, u)
+    with mode():
+        found = layer(q.clone(), p.clone(), u.clone())
+        assert layer.dt_omega(q.clone(), [u.clone()]) == pytest.approx(layer.dt_omega(q, [u]))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert not found[0].requires_grad
+
+
+class Total(DuffingNetwork):
+    """One energy for the whole batch."""
+
+    def potential(self, q, u):
+        return super().potential(q, u).sum()
+
+
+class Crowd(HamiltonianSystem):
+    """Samples that feel where the others are."""
+
+    def potential(self, q, u):
+        return (q - q.mean(dim=0)).square().sum(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (Total(6), r"Total\.potential gives energies of shape \(\) for positions of shape \(4, 6\): it must give \(batch"),
+        (Crowd(), r"of a Crowd: a sample's force is 1.0e.00 off the one that it feels alone"),
+    ],
+)
+def test_energies_are_one_a_sample(system, message):
+    with pytest.raises(ValueError, match=message):
+        HamiltonianLayer(system, 0.1, 10)(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batches_may_be_empty(engine):
+    layer = HamiltonianLayer(DuffingNetwork(6), 0.1, 10, engine)
+    q, _ = layer(torch.randn(0, 6))
+    q.sum().backward()
+    assert q.shape == (0, 6)
+    assert not layer.system.coupling.grad.any()
