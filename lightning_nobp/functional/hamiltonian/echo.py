@@ -145,7 +145,18 @@ class Simulation:
                 by_drive[index] = _plus(by_drive[index], _over_pairs(change, len(pairs)))
             for parameter, change in recorder.parameter_gradients().items():
                 by_parameter[parameter] = _plus(by_parameter.get(parameter), change)
+        self._check_told(by_parameter)
         return Gradients(space.gradient(differences), by_drive, by_parameter)
+
+    def _check_told(self, by_parameter: dict[Tensor, Tensor | None]) -> None:
+        """Refuse to leave out a parameter in silence."""
+        missing = [p for p in self.system.parameters() if p.requires_grad and p not in by_parameter]
+        if missing:
+            raise RuntimeError(
+                f"{type(self.system).__name__}: its flows record nothing of parameters of shape "
+                f"{', '.join(str(tuple(p.shape)) for p in missing)}, as behind torch.nn.utils.parametrize: freeze "
+                "them, or take nudge='tangent', which is gradient_engine='adjoint'"
+            )
 
     def echo(
         self,
@@ -198,7 +209,7 @@ def _summed(rows: Tensor, weight: Tensor, pairs: int) -> Tensor:
 
 
 def _over_pairs(rows: Tensor, pairs: int) -> Tensor:
-    return rows.unflatten(0, (pairs, len(rows) // pairs)).sum(dim=0)
+    return rows.view(pairs, len(rows) // pairs, *rows.shape[1:]).sum(dim=0)
 
 
 def _plus(total: Tensor | None, change: Tensor) -> Tensor:
@@ -228,7 +239,9 @@ class _Echo(torch.autograd.Function):
         parameters = tensors[num_state + num_drives :]
         seen = simulation.forward(state, drives)
         ctx.simulation, ctx.num_state, ctx.num_drives = simulation, num_state, num_drives
-        # Parameters are saved so that torch notices when they change before the backward pass.
+        # Parameters are saved so that torch notices when they change before the backward pass, and kept because what
+        # comes back of it may be copies, as from torch.utils.checkpoint.
+        ctx.parameters = parameters
         ctx.save_for_backward(*seen[-1], *drives, *parameters)
         return tuple(torch.stack(parts) for parts in zip(*seen, strict=True))
 
@@ -238,6 +251,17 @@ class _Echo(torch.autograd.Function):
         saved = ctx.saved_tensors
         state, drives = saved[: ctx.num_state], saved[ctx.num_state : ctx.num_state + ctx.num_drives]
         seen = list(zip(*(g.unbind() for g in gradients), strict=True))
+        _check_own(ctx.simulation.system, ctx.parameters)
         found = ctx.simulation.backward(state, seen, drives)
-        parameters = saved[ctx.num_state + ctx.num_drives :]
-        return (None, None, None, *found.state, *found.drives, *(found.parameters.get(p) for p in parameters))
+        return (None, None, None, *found.state, *found.drives, *(found.parameters.get(p) for p in ctx.parameters))
+
+
+def _check_own(system: System, parameters: Sequence[Tensor]) -> None:
+    """Refuse to echo a system that is not the one that ran."""
+    own = {id(p) for p in system.parameters()}
+    if not all(id(p) in own for p in parameters):
+        raise RuntimeError(
+            f"{type(system).__name__} has other parameters than when it ran, as after torch.func.functional_call, and "
+            "its echo would be that of another system: write the parameters into the module, and run backward before "
+            "they are replaced"
+        )

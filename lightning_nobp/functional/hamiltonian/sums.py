@@ -62,3 +62,33 @@ class AutogradSums:
     def gradients(self) -> dict[Tensor, Tensor]:
         """By parameter."""
         return self.totals
+
+
+class AutogradKineticSums:
+    """The same of a kinetic energy, which drifts conserve: for masses that are learned.
+
+    Args:
+        system: A module with ``kinetic(p)``, which gives energies ``(batch,)``.
+        weight: ``(rows / 2,)``.
+    """
+
+    def __init__(self, system: nn.Module, weight: Tensor) -> None:
+        self.system, self.signed = system, torch.cat([weight, -weight])
+        self.learned = [p for p in system.parameters() if p.requires_grad]
+        self.totals: dict[Tensor, Tensor] = {}
+
+    def drift(self, p: Tensor, factor: float) -> None:
+        """See :class:`~lightning_nobp.functional.hamiltonian.flows.KineticSums`."""
+        with torch.enable_grad():
+            energy = cast(Tensor, self.system.kinetic(p.detach()))  # type: ignore[operator]
+        if not energy.requires_grad:
+            return
+        changes = torch.autograd.grad(energy, self.learned, (factor * self.signed).to(energy.dtype), allow_unused=True)
+        for parameter, change in zip(self.learned, changes, strict=True):
+            if change is not None:
+                so_far = self.totals.get(parameter)
+                self.totals[parameter] = change if so_far is None else so_far + change
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """By parameter."""
+        return self.totals

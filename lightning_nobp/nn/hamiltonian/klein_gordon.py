@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight
+from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_nobp.functional.hamiltonian import Drift, Drives, Flow, Kick, Sums
+from lightning_nobp.functional.hamiltonian import AutogradSums, Drift, Drives, Flow, Kick, Sums
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
 
 Boundary = Literal["periodic", "fixed"]
@@ -123,7 +124,7 @@ class KleinGordonField(HamiltonianSystem):
     def flows(self, drives: Drives, grid: float = 0.0) -> Sequence[Flow]:
         """Drift and kick, with the kernel computed once."""
         medium = _Medium(self)
-        return Drift(medium, grid), Kick(medium, drives, grid)
+        return Drift(self, grid), Kick(medium, drives, grid)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -154,7 +155,8 @@ class _Medium:
         return found if u is None else found - u
 
     def sums(self, weight: Tensor) -> Sums:
-        return _MediumSums(self, weight)
+        # The formulas know parameters, not what they are made of.
+        return AutogradSums(self.system, weight) if is_parametrized(self.system) else _MediumSums(self, weight)
 
 
 class _MediumSums:

@@ -150,8 +150,8 @@ class HamiltonianLayer(EchoLayer):
         self.refuse(
             float(error),
             q.dtype,
-            "a sample's force is {error:.1e} off the one that it feels alone: samples must not act on each other, as by "
-            "the mean over a batch",
+            "a sample's force is {error:.1e} off the one that it feels alone: samples must not act on each other, as "
+            "by the mean over a batch",
         )
 
     def check_time_step(self, dt_omega: float) -> None:

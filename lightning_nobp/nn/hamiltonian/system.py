@@ -15,14 +15,15 @@ from lightning_nobp.functional.hamiltonian import (
     PhaseSpace,
     Sums,
 )
-from lightning_nobp.functional.hamiltonian.sums import energies, followed
+from lightning_nobp.functional.hamiltonian.flows import KineticSums
+from lightning_nobp.functional.hamiltonian.sums import AutogradKineticSums, energies, followed
 from lightning_nobp.nn.hamiltonian.spectrum import largest_eigenvalue
 
 
 class HamiltonianSystem(nn.Module):
     """A system ``H(q, p) = T(p) + V(q; u)``: a subclass writes :meth:`potential`, all the rest has a default.
 
-    Its ``nn.Parameter`` s are learned; they may appear in the potential alone. By default ``T = |p|^2 / 2``, unit
+    Its ``nn.Parameter`` s are learned, of the potential and of the kinetic energy. By default ``T = |p|^2 / 2``, unit
     masses. Formulas for :meth:`potential_gradient` and :meth:`sums` make it faster, and change nothing else.
     """
 
@@ -98,6 +99,14 @@ class HamiltonianSystem(nn.Module):
             weight: ``(rows / 2,)``, see :class:`~lightning_nobp.functional.hamiltonian.Sums`.
         """
         return AutogradSums(self, weight)
+
+    def kinetic_sums(self, weight: Tensor) -> KineticSums | None:
+        """Derivatives of :meth:`kinetic` by the parameters, by autograd; None where it is the default.
+
+        Args:
+            weight: ``(rows / 2,)``.
+        """
+        return None if type(self).kinetic is HamiltonianSystem.kinetic else AutogradKineticSums(self, weight)
 
     def flows(self, drives: Drives, grid: float = 0.0) -> Sequence[Flow]:
         """Drift and kick."""

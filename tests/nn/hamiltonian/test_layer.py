@@ -275,7 +275,10 @@ class Crowd(HamiltonianSystem):
 @pytest.mark.parametrize(
     ("system", "message"),
     [
-        (Total(6), r"Total\.potential gives energies of shape \(\) for positions of shape \(4, 6\): it must give \(batch"),
+        (
+            Total(6),
+            r"Total\.potential gives energies of shape \(\) for positions of shape \(4, 6\): it must give \(batch",
+        ),
         (Crowd(), r"of a Crowd: a sample's force is 1.0e.00 off the one that it feels alone"),
     ],
 )
