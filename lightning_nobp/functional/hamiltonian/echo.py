@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_nobp.functional.hamiltonian.adjoint import adjoint
-from lightning_nobp.functional.hamiltonian.checks import check_finite
-from lightning_nobp.functional.hamiltonian.flows import Drives, Flow, Friction, Recorder
+from lightning_nobp.functional.hamiltonian.checks import check_digits, check_finite
+from lightning_nobp.functional.hamiltonian.flows import Drives, Flow, Friction, Recorder, rounded
 from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import PAIRS, NudgeMode, nudge_size
@@ -83,6 +83,14 @@ class Simulation:
     grid: float = 0.0
     imperfections: Imperfections = field(default_factory=Imperfections)
 
+    def __post_init__(self) -> None:
+        """Refuse an apparatus that makes no echo and has faults."""
+        if self.nudge == "tangent" and self.imperfections != Imperfections():
+            raise ValueError(
+                "imperfections are those of an echo, and nudge='tangent', which is gradient_engine='adjoint', makes "
+                "none: take gradient_engine='echo', or no imperfections"
+            )
+
     @property
     def gain(self) -> float:
         """Rate with which the echo is amplified."""
@@ -106,11 +114,13 @@ class Simulation:
         flows, start = self.flows(Drives(drives), self.damping), self.on_grid(state)
         end = run(flows, start, dt=self.dt, order=range(self.n_steps), every=self.every, visit=look)
         check_finite(end, flows, start, self.dt, self.n_steps)
+        check_digits(start, self.grid)
+        check_digits(end, self.grid)
         return seen
 
     def on_grid(self, state: State) -> State:
         """The state, or the nearest on the grid."""
-        return tuple((s / self.grid).round() * self.grid for s in state) if self.grid else state
+        return tuple(rounded(s, self.grid) for s in state) if self.grid else state
 
     def backward(self, state: State, seen: Sequence[State], drives: Sequence[Tensor]) -> Gradients:
         """Gradients from the last state, and those by the states that were looked at."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -255,4 +255,20 @@ def _moved(x: Tensor, rate: Tensor, h: float, grid: float) -> Tensor:
     if not grid:
         return torch.add(x, rate, alpha=h)
     # Multiples of a grid add up exactly in floating point, and so can be taken back exactly.
-    return x + (rate * (h / grid)).round() * grid
+    return x + rounded(rate * h, grid)
+
+
+def rounded(x: Tensor, grid: float) -> Tensor:
+    """The nearest multiples of a grid; to derivatives rounding does nothing, or there would be none."""
+    found: Tensor = _Rounded.apply(x, grid)
+    return found
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: float) -> Tensor:
+        return (x / grid).round() * grid
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None

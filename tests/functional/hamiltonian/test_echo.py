@@ -198,6 +198,21 @@ def test_a_relative_nudge_holds_in_single_precision_however_small_gradients_are(
     assert float32_error(False, 1e-6) > 0.5
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-19, 1e19, 1e30])
+def test_a_relative_nudge_holds_for_gradients_whose_squares_leave_single_precision(scale):
+    assert float32_error(True, scale) == pytest.approx(float32_error(True, 1.0), rel=0.5)
+
+
+def test_positions_may_be_one_number_a_sample():
+    class Spring(HamiltonianSystem):
+        def potential(self, q, u):
+            return q.square() / 2 + q.pow(4) / 4
+
+    q = torch.randn(4, dtype=torch.float64)
+    found = gradients(partial(hamiltonian_echo, eta=1e-5, **RUN), Spring(), q, q + 1, None)
+    assert error(found, by_autograd(Spring(), q, q + 1, None, **RUN)) < 1e-6
+
+
 def test_richardsons_nudges_reach_further_in_single_precision():
     assert float32_error(True, 1.0, "richardson", 2e-2) < float32_error(True, 1.0, "symmetric", 2e-2) / 3
     assert float32_error(True, 1.0, "tangent") < 1e-5
