@@ -1,5 +1,6 @@
 """Hamiltonian echo backpropagation."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -117,9 +118,20 @@ class HamiltonianEcho(ClassificationRule):
         Returns:
             ``loss`` of the batch, and its ``accuracy`` if there are classes.
         """
-        x, target = batch[:2]
+        try:
+            return self._learn(*batch[:2])
+        except FloatingPointError:
+            if self.on_nonfinite == "raise":
+                raise
+            # As many numbers as of any other batch: processes average them.
+            lost = batch[0].new_full((), math.nan)
+            return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})
+
+    def _learn(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad():
             y = self(x)
+            if not y.requires_grad:
+                raise ValueError("network: all of its parameters are frozen, so there is nothing to learn")
             y.retain_grad()
             loss = self.loss_function(y, target)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -200,7 +200,9 @@ class SelfLearningMachine(ClassificationRule):
         except FloatingPointError:
             if self.on_nonfinite == "raise":
                 raise
-            return {"loss": x.new_tensor(math.nan)}
+            # As many numbers as of any other batch: processes average them.
+            lost = x.new_full((), math.nan)
+            return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})
 
     def _learn(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         start = self.learning_state(len(x))

@@ -16,6 +16,7 @@ from lightning_nobp.datamodules import DigitsDataModule, XORDataModule
 from lightning_nobp.nn import (
     DriveEncoder,
     DuffingClassifier,
+    DuffingNetwork,
     HamiltonianLayer,
     HamiltonianNetwork,
     HamiltonianSystem,
@@ -180,3 +181,44 @@ def test_a_system_of_ones_own_is_validated_tested_and_asked(tmp_path):
     assert "val/loss" in runs.callback_metrics
     assert "test/loss" in runs.test(rule, loader(), verbose=False)[0]
     assert not torch.equal(weights(rule), before)
+
+
+class Softening(HamiltonianSystem):
+    """Runs away from where it is pushed far."""
+
+    def __init__(self):
+        super().__init__()
+        self.depth = nn.Parameter(torch.ones(6))
+
+    def potential(self, q, u):
+        return (self.depth * (q.square() - q.pow(4))).sum(dim=1) / 2
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_runaway_batches_are_skipped_if_wished(task):
+    def rule(on_nonfinite):
+        layer = HamiltonianLayer(Softening(), 0.1, 200)
+        network, loss = HamiltonianNetwork(nn.Flatten(), layer, nn.Linear(6, 3)), {"classification": "cross_entropy"}
+        return HamiltonianEcho(
+            network=network, num_classes=3, task=task, loss=loss.get(task, "mse"), on_nonfinite=on_nonfinite
+        )
+
+    x, target = torch.full((2, 1, 2, 3), 30.0), torch.tensor([0, 1])
+    target = target if task == "classification" else torch.zeros(2, 3)
+    with pytest.raises(
+        FloatingPointError, match=r"network\.layer, of a Softening: the simulation is not finite after step"
+    ):
+        rule("raise").compute_gradients((x, target))
+    skipping = rule("skip")
+    found = skipping.compute_gradients((x, target))
+    assert found["loss"].isnan()
+    finite = skipping.compute_gradients((0 * x, target))
+    # Processes average them all.
+    assert found.keys() == finite.keys()
+
+
+def test_a_frozen_network_is_refused():
+    network = HamiltonianNetwork(nn.Flatten(), HamiltonianLayer(DuffingNetwork(6), 0.1, 5), LastUnits(3))
+    rule = HamiltonianEcho(network=network.requires_grad_(False), num_classes=3)
+    with pytest.raises(ValueError, match="all of its parameters are frozen"):
+        rule.compute_gradients((torch.rand(2, 6), torch.tensor([0, 1])))

@@ -16,7 +16,7 @@ from lightning_nobp.functional.hamiltonian import (
     reversal_error,
     simulate,
 )
-from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state
+from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state, check_system
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import check_nudge
 
@@ -101,9 +101,10 @@ class EchoLayer(nn.Module):
             FloatingPointError: A state that is not finite; the message names layer and step.
         """
         simulation = self.simulation(state[0])
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or state[0].is_meta:
             return plain_run(simulation, state, drives)
         check_state(state, drives, simulation.system.space)
+        check_system(simulation.system, simulation.system.space, state[0])
         if self.watcher is not None:
             self.watcher(state, drives)
         try:

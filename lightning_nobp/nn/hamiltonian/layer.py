@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.hamiltonian import NudgeMode, State
+from lightning_nobp.functional.hamiltonian import Imperfections, NudgeMode, State
 from lightning_nobp.functional.hamiltonian.sums import energies
 from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine, plain_run
 from lightning_nobp.nn.hamiltonian.spectrum import probe
@@ -117,7 +118,7 @@ class HamiltonianLayer(EchoLayer):
         """
         with torch.no_grad():
             q, p = state
-            q_end, p_end = plain_run(self.simulation(q), state, drives)
+            q_end, p_end = plain_run(replace(self.simulation(q), imperfections=Imperfections()), state, drives)
             u = drives[0] if drives else None
             dt_omega = max(self.dt_omega(q, drives), self.dt_omega(q_end, drives[-1:]))
             self.check_time_step(dt_omega)

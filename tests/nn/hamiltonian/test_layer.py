@@ -294,3 +294,24 @@ def test_batches_may_be_empty(engine):
     q.sum().backward()
     assert q.shape == (0, 6)
     assert not layer.system.coupling.grad.any()
+
+
+def test_shapes_are_known_without_memory():
+    layer = HamiltonianLayer(DuffingNetwork(6), 0.1, 10).to("meta")
+    assert layer(torch.randn(4, 6, device="meta"))[0].shape == (4, 6)
+
+
+def test_no_input_is_left_out_for_want_of_units():
+    with pytest.raises(ValueError, match="n_units=3 are fewer than the 5 inputs"):
+        PositionEncoder(3)(torch.rand(2, 5))
+
+
+def test_what_is_diagnosed_leaves_the_noise_of_training_alone():
+    system, q, p, _ = make("duffing")
+    layer = HamiltonianLayer(system, 0.1, 10)
+    expected = layer.diagnose((q, p), ())
+    generator = torch.Generator().manual_seed(0)
+    layer.imperfections = Imperfections(noise=0.1, generator=generator)
+    before = generator.get_state()
+    assert layer.diagnose((q, p), ()) == expected
+    assert torch.equal(generator.get_state(), before)
