@@ -11,8 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.functional.hamiltonian import NudgeMode
-from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine, check_engine
+from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine, check_engine
 from lightning_nobp.nn.hamiltonian.networks import DuffingClassifier, LogCoshClassifier
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.rules.classification import ClassificationRule, accuracy
@@ -66,7 +65,7 @@ class HamiltonianEcho(ClassificationRule):
         network: str | nn.Module | NetworkFactory = "duffing",
         gradient_engine: GradientEngine = "echo",
         eta: float | None = None,
-        nudge: NudgeMode = "symmetric",
+        nudge: EchoNudge = "symmetric",
         relative_eta: bool = True,
         loss: str | nn.Module = "cross_entropy",
         task: Literal["classification", "regression"] = "classification",

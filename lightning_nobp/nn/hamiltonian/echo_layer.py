@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from lightning_nobp.functional.hamiltonian import (
     Drives,
     Imperfections,
-    NudgeMode,
     Simulation,
     State,
     System,
@@ -21,6 +20,9 @@ from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import check_nudge
 
 GradientEngine = Literal["echo", "adjoint", "autograd"]
+
+EchoNudge = Literal["symmetric", "one_sided", "richardson"]
+"""Nudges of a size; the limit of none is an engine of its own."""
 
 _CHECKED_STEPS = 20
 
@@ -57,7 +59,7 @@ class EchoLayer(nn.Module):
         n_steps: int,
         gradient_engine: GradientEngine = "echo",
         eta: float | None = None,
-        nudge: NudgeMode = "symmetric",
+        nudge: EchoNudge = "symmetric",
         relative_eta: bool = True,
         damping: float = 0.0,
     ) -> None:
@@ -115,7 +117,17 @@ class EchoLayer(nn.Module):
                 return _checked(simulation, state, drives)
             return tuple(part[0] for part in simulate(simulation, state, drives))
         except FloatingPointError as error:
-            raise FloatingPointError(f"{self.label}, of a {type(self.system).__name__}: {error}") from error
+            hint = self.hint(state, drives)
+            raise FloatingPointError(f"{self.label}, of a {type(self.system).__name__}: {error}{hint}") from error
+
+    def hint(self, state: State, drives: Sequence[Tensor]) -> str:
+        """What else there is to say of a simulation that leaves the finite numbers.
+
+        Args:
+            state: At the start.
+            drives: What acts on it.
+        """
+        return ""
 
     def check(self, state: State, drives: Sequence[Tensor]) -> None:
         """Refuse a system that cannot be simulated back to where it started.

@@ -1,6 +1,7 @@
 """Nonlinear waves in a medium that is learned."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -98,7 +99,8 @@ class KleinGordonField(HamiltonianSystem):
     def convolved(self, field: Tensor, kernel: Tensor) -> Tensor:
         """``kernel * field``, over the boundary too."""
         convolve = F.conv1d if len(self.shape) == 1 else F.conv2d
-        found: Tensor = convolve(self.surrounded(field, kernel.shape[-1] // 2), kernel)
+        with exact_convolutions(field):
+            found: Tensor = convolve(self.surrounded(field, kernel.shape[-1] // 2), kernel)
         return found
 
     def surrounded(self, field: Tensor, reach: int) -> Tensor:
@@ -137,6 +139,20 @@ class KleinGordonField(HamiltonianSystem):
 def _mirrored(kernel: Tensor) -> Tensor:
     """The kernel of the transposed convolution."""
     return kernel.transpose(0, 1).flip(*range(2, kernel.dim()))
+
+
+def exact_convolutions(like: Tensor) -> AbstractContextManager[None]:
+    """Convolutions on a GPU without TF32, which cuDNN takes unless told otherwise, and in which echoes drown.
+
+    Args:
+        like: What is convolved.
+    """
+    backend = torch.backends.cudnn
+    if not like.is_cuda or not backend.allow_tf32:
+        return nullcontext()
+    options = {name: getattr(backend, name) for name in ("enabled", "benchmark", "deterministic")}
+    found: AbstractContextManager[None] = backend.flags(**options, allow_tf32=False)
+    return found
 
 
 class _Medium:
@@ -185,7 +201,8 @@ class _MediumSums:
         """Of ``difference . (kernel * mean)``."""
         around = self.system.surrounded(mean, self.system.kernel_size // 2)
         by_weight = conv1d_weight if len(self.system.shape) == 1 else conv2d_weight
-        found: Tensor = by_weight(around, self.system.kernel.shape, difference)  # type: ignore[no-untyped-call]
+        with exact_convolutions(mean):
+            found: Tensor = by_weight(around, self.system.kernel.shape, difference)  # type: ignore[no-untyped-call]
         return found
 
     def gradients(self) -> dict[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A layer that simulates positions and momenta."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.hamiltonian import Imperfections, NudgeMode, State
+from lightning_nobp.functional.hamiltonian import Imperfections, State
 from lightning_nobp.functional.hamiltonian.sums import energies
-from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine, plain_run
+from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine, plain_run
 from lightning_nobp.nn.hamiltonian.spectrum import probe
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
 
@@ -49,7 +50,7 @@ class HamiltonianLayer(EchoLayer):
         n_steps: int,
         gradient_engine: GradientEngine = "echo",
         eta: float | None = None,
-        nudge: NudgeMode = "symmetric",
+        nudge: EchoNudge = "symmetric",
         relative_eta: bool = True,
         damping: float = 0.0,
     ) -> None:
@@ -83,6 +84,16 @@ class HamiltonianLayer(EchoLayer):
             drives: What acts on the system: none, one, or one a step, of which the first counts.
         """
         return self.dt * float(self.system.highest_frequency(q, drives[0] if drives else None))
+
+    def hint(self, state: State, drives: Sequence[Tensor]) -> str:
+        """How long the time step is, where that is too long from the start."""
+        dt_omega = self.dt_omega(state[0], drives) if bool(state[0].isfinite().all()) else 0.0
+        if not UNSTABLE <= dt_omega < math.inf:
+            return ""
+        return (
+            f". dt times the highest frequency is {dt_omega:.2f} at the start, and leapfrog is unstable from "
+            f"{UNSTABLE:g} on: take a dt below {UNSTABLE * self.dt / dt_omega:.2g}"
+        )
 
     def check(self, state: State, drives: Sequence[Tensor]) -> None:
         """Refuse forces that come from no potential or cannot be reversed, and a time step that is too long.

@@ -18,6 +18,7 @@ from lightning_nobp.nn import (
     LogCoshNetwork,
     PositionEncoder,
 )
+from lightning_nobp.nn.hamiltonian.klein_gordon import exact_convolutions
 
 ENGINES = ("echo", "adjoint", "autograd")
 
@@ -315,3 +316,24 @@ def test_what_is_diagnosed_leaves_the_noise_of_training_alone():
     before = generator.get_state()
     assert layer.diagnose((q, p), ()) == expected
     assert torch.equal(generator.get_state(), before)
+
+
+def test_a_runaway_that_a_shorter_time_step_would_prevent_says_so_in_validation_too():
+    layer = HamiltonianLayer(DuffingNetwork(6), 3.0, 60).eval()
+    with pytest.raises(
+        FloatingPointError, match=r"not finite after step \d+ of 60.*frequency is \d+\.\d\d at the start"
+    ):
+        layer(torch.ones(4, 6))
+
+
+def test_cudnn_keeps_its_other_settings_and_rounds_nothing(monkeypatch):
+    class OnGPU:
+        is_cuda = True
+
+    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with exact_convolutions(OnGPU()):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32
