@@ -30,7 +30,8 @@ class EchoImperfections(Callback):
 
     Raises:
         ValueError: An argument out of its range.
-        MisconfigurationException: A module in which nothing is simulated.
+        MisconfigurationException: A module in which nothing is simulated, or a ``gradient_engine`` without an echo;
+            ``'autograd'`` knows damping and noise.
 
     References:
         Lopez-Pastor and Marquardt, "Self-learning machines based on Hamiltonian echo backpropagation", arXiv
@@ -108,6 +109,7 @@ class EchoImperfections(Callback):
                 f"EchoImperfections distorts simulations, and a {type(module).__name__} has none: train with "
                 "HamiltonianEcho, or leave the callback out"
             )
+        self._check_engine(layers)
         imperfections = Imperfections(
             gain=self.gain,
             noise=self.noise,
@@ -121,3 +123,12 @@ class EchoImperfections(Callback):
             layer.imperfections = imperfections
             if self.damping is not None:
                 layer.damping = self.damping
+
+    def _check_engine(self, layers: list[EchoLayer]) -> None:
+        """Refuse faults of an echo where there is none."""
+        engines = {layer.gradient_engine for layer in layers} - {"echo"}
+        if "adjoint" in engines or (engines and (self.conjugation_error or self.readout_noise)):
+            raise MisconfigurationException(
+                f"EchoImperfections distorts echoes, and gradient_engine={engines.pop()!r} makes none: take "
+                "gradient_engine='echo', or leave the callback out"
+            )

@@ -1,5 +1,6 @@
 """Hamiltonian echo backpropagation."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -10,8 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.functional.hamiltonian import NudgeMode
-from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine, check_engine
+from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine, check_engine
 from lightning_nobp.nn.hamiltonian.networks import DuffingClassifier, LogCoshClassifier
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.rules.classification import ClassificationRule, accuracy
@@ -65,7 +65,7 @@ class HamiltonianEcho(ClassificationRule):
         network: str | nn.Module | NetworkFactory = "duffing",
         gradient_engine: GradientEngine = "echo",
         eta: float | None = None,
-        nudge: NudgeMode = "symmetric",
+        nudge: EchoNudge = "symmetric",
         relative_eta: bool = True,
         loss: str | nn.Module = "cross_entropy",
         task: Literal["classification", "regression"] = "classification",
@@ -117,9 +117,20 @@ class HamiltonianEcho(ClassificationRule):
         Returns:
             ``loss`` of the batch, and its ``accuracy`` if there are classes.
         """
-        x, target = batch[:2]
+        try:
+            return self._learn(*batch[:2])
+        except FloatingPointError:
+            if self.on_nonfinite == "raise":
+                raise
+            # As many numbers as of any other batch: processes average them.
+            lost = batch[0].new_full((), math.nan)
+            return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})
+
+    def _learn(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad():
             y = self(x)
+            if not y.requires_grad:
+                raise ValueError("network: all of its parameters are frozen, so there is nothing to learn")
             y.retain_grad()
             loss = self.loss_function(y, target)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.hamiltonian import COMPLEX, Simulation, decay_step
+from lightning_nobp.functional.hamiltonian.checks import check_state, check_system
 from lightning_nobp.functional.hamiltonian.nudge import nudge_size
 from lightning_nobp.nn.backprop import accumulate_grad
 from lightning_nobp.nn.hamiltonian import (
@@ -200,7 +201,9 @@ class SelfLearningMachine(ClassificationRule):
         except FloatingPointError:
             if self.on_nonfinite == "raise":
                 raise
-            return {"loss": x.new_tensor(math.nan)}
+            # As many numbers as of any other batch: processes average them.
+            lost = x.new_full((), math.nan)
+            return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})
 
     def _learn(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         start = self.learning_state(len(x))
@@ -222,7 +225,7 @@ class SelfLearningMachine(ClassificationRule):
         """Outputs, loss, and how echoes with nudges of these signs and their decay steps move the learning fields."""
         machine = self.machine()
         simulation = Simulation(machine.system, machine.dt, machine.n_steps, machine.n_steps)
-        [end] = simulation.forward((machine.start(x, learning),), ())
+        end = self._run(simulation, machine.start(x, learning))
         outputs, loss, gradient = self._error_signal(end[0], target)
         direction = COMPLEX.direction((gradient,))
         size = nudge_size(end, [direction], self.eta, self.relative)
@@ -233,6 +236,17 @@ class SelfLearningMachine(ClassificationRule):
         ends = decay_step(copies, machine.system.learning(echo), mass, self.decay, self.kick_cutoff)
         moves = (ends - copies).view(len(signs), *learning.shape)
         return outputs, loss, torch.complex(moves.real.sum(dim=0), moves.imag.mean(dim=0))
+
+    @staticmethod
+    def _run(simulation: Simulation, start: Tensor) -> tuple[Tensor, ...]:
+        """Both fields at the end of the way there."""
+        check_state((start,), (), COMPLEX)
+        check_system(simulation.system, COMPLEX, start)
+        try:
+            [end] = simulation.forward((start,), ())
+        except FloatingPointError as error:
+            raise FloatingPointError(f"network, of a {type(simulation.system).__name__}: {error}") from error
+        return end
 
     def _rate(self) -> float:
         return _PAPER_LEARNING_RATE if self.learning_rate is None else self.learning_rate

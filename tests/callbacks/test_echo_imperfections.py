@@ -104,3 +104,15 @@ def test_what_no_apparatus_has_is_refused(options, message):
 def test_a_rule_that_simulates_nothing_is_refused(tmp_path):
     with pytest.raises(MisconfigurationException, match="distorts simulations, and a Backprop has none"):
         trained(tmp_path, EchoImperfections(noise=0.1), module=Backprop())
+
+
+@pytest.mark.parametrize(
+    ("engine", "faults"),
+    [("adjoint", {"noise": 0.1}), ("autograd", {"conjugation_error": 0.1}), ("autograd", {"readout_noise": 0.1})],
+)
+def test_faults_of_an_echo_need_one(tmp_path, engine, faults):
+    module = HamiltonianEcho(network=partial(DuffingClassifier, hidden_units=10, n_steps=10), gradient_engine=engine)
+    with pytest.raises(
+        MisconfigurationException, match=f"gradient_engine='{engine}' makes none: take gradient_engine='e"
+    ):
+        trained(tmp_path, EchoImperfections(**faults), module=module)

@@ -16,8 +16,10 @@ from lightning_nobp.datamodules import DigitsDataModule, XORDataModule
 from lightning_nobp.nn import (
     DriveEncoder,
     DuffingClassifier,
+    DuffingNetwork,
     HamiltonianLayer,
     HamiltonianNetwork,
+    HamiltonianSystem,
     KleinGordonField,
     LastUnits,
     LogCoshClassifier,
@@ -158,3 +160,65 @@ def test_linear_oscillators_do_not(tmp_path):
     run = trainer(tmp_path)
     run.fit(rule, datamodule=XORDataModule(batch_size=4, shuffle=False))
     assert run.callback_metrics["val/accuracy"] < 1
+
+
+class Chain(HamiltonianSystem):
+    """A user's own: nothing but a potential."""
+
+    def __init__(self):
+        super().__init__()
+        self.tie = nn.Parameter(0.3 * torch.randn(6, 14))
+
+    def potential(self, q, u):
+        return q.square().sum(dim=1) / 2 + (q @ self.tie.T + u).cosh().log().sum(dim=1)
+
+
+def test_a_system_of_ones_own_is_validated_tested_and_asked(tmp_path):
+    network = HamiltonianNetwork(DriveEncoder(6, 6, 14), HamiltonianLayer(Chain(), 0.2, 5), LastUnits(3))
+    rule, runs = HamiltonianEcho(network=network, num_classes=3, optimizer=ADAM), trainer(tmp_path, max_epochs=1)
+    before = weights(rule)
+    runs.fit(rule, loader(), loader())
+    assert "val/loss" in runs.callback_metrics
+    assert "test/loss" in runs.test(rule, loader(), verbose=False)[0]
+    assert not torch.equal(weights(rule), before)
+
+
+class Softening(HamiltonianSystem):
+    """Runs away from where it is pushed far."""
+
+    def __init__(self):
+        super().__init__()
+        self.depth = nn.Parameter(torch.ones(6))
+
+    def potential(self, q, u):
+        return (self.depth * (q.square() - q.pow(4))).sum(dim=1) / 2
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_runaway_batches_are_skipped_if_wished(task):
+    def rule(on_nonfinite):
+        layer = HamiltonianLayer(Softening(), 0.1, 200)
+        network, loss = HamiltonianNetwork(nn.Flatten(), layer, nn.Linear(6, 3)), {"classification": "cross_entropy"}
+        return HamiltonianEcho(
+            network=network, num_classes=3, task=task, loss=loss.get(task, "mse"), on_nonfinite=on_nonfinite
+        )
+
+    x, target = torch.full((2, 1, 2, 3), 30.0), torch.tensor([0, 1])
+    target = target if task == "classification" else torch.zeros(2, 3)
+    with pytest.raises(
+        FloatingPointError, match=r"network\.layer, of a Softening: the simulation is not finite after step"
+    ):
+        rule("raise").compute_gradients((x, target))
+    skipping = rule("skip")
+    found = skipping.compute_gradients((x, target))
+    assert found["loss"].isnan()
+    finite = skipping.compute_gradients((0 * x, target))
+    # Processes average them all.
+    assert found.keys() == finite.keys()
+
+
+def test_a_frozen_network_is_refused():
+    network = HamiltonianNetwork(nn.Flatten(), HamiltonianLayer(DuffingNetwork(6), 0.1, 5), LastUnits(3))
+    rule = HamiltonianEcho(network=network.requires_grad_(False), num_classes=3)
+    with pytest.raises(ValueError, match="all of its parameters are frozen"):
+        rule.compute_gradients((torch.rand(2, 6), torch.tensor([0, 1])))

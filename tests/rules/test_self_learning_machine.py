@@ -286,8 +286,14 @@ def test_losses_and_targets_of_another_shape_are_refused():
 
 def test_inputs_that_are_not_finite_are_refused_or_skipped():
     broken = (BITS * math.inf, XOR[1])
-    with pytest.raises(FloatingPointError, match="the state at the start is not finite"):
+    with pytest.raises(FloatingPointError, match=r"network, of a .*: the state at the start is not finite"):
         rule_with().compute_gradients(broken)
     rule = rule_with(on_nonfinite="skip")
     assert rule.compute_gradients(broken)["loss"].isnan()
     assert rule.machine().learning_field.grad is None
+
+
+def test_autocast_is_refused_without_a_trainer_too():
+    machine = rule_with()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="autocast rounds"):
+        machine.compute_gradients(XOR)

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_nobp.functional.hamiltonian.adjoint import adjoint
-from lightning_nobp.functional.hamiltonian.checks import check_finite
-from lightning_nobp.functional.hamiltonian.flows import Drives, Flow, Friction, Recorder
+from lightning_nobp.functional.hamiltonian.checks import check_digits, check_finite
+from lightning_nobp.functional.hamiltonian.flows import Drives, Flow, Friction, Recorder, rounded
 from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import PAIRS, NudgeMode, nudge_size
@@ -83,6 +83,14 @@ class Simulation:
     grid: float = 0.0
     imperfections: Imperfections = field(default_factory=Imperfections)
 
+    def __post_init__(self) -> None:
+        """Refuse an apparatus that makes no echo and has faults."""
+        if self.nudge == "tangent" and self.imperfections != Imperfections():
+            raise ValueError(
+                "imperfections are those of an echo, and nudge='tangent', which is gradient_engine='adjoint', makes "
+                "none: take gradient_engine='echo', or no imperfections"
+            )
+
     @property
     def gain(self) -> float:
         """Rate with which the echo is amplified."""
@@ -106,11 +114,13 @@ class Simulation:
         flows, start = self.flows(Drives(drives), self.damping), self.on_grid(state)
         end = run(flows, start, dt=self.dt, order=range(self.n_steps), every=self.every, visit=look)
         check_finite(end, flows, start, self.dt, self.n_steps)
+        check_digits(start, self.grid)
+        check_digits(end, self.grid)
         return seen
 
     def on_grid(self, state: State) -> State:
         """The state, or the nearest on the grid."""
-        return tuple((s / self.grid).round() * self.grid for s in state) if self.grid else state
+        return tuple(rounded(s, self.grid) for s in state) if self.grid else state
 
     def backward(self, state: State, seen: Sequence[State], drives: Sequence[Tensor]) -> Gradients:
         """Gradients from the last state, and those by the states that were looked at."""
@@ -145,7 +155,18 @@ class Simulation:
                 by_drive[index] = _plus(by_drive[index], _over_pairs(change, len(pairs)))
             for parameter, change in recorder.parameter_gradients().items():
                 by_parameter[parameter] = _plus(by_parameter.get(parameter), change)
+        self._check_told(by_parameter)
         return Gradients(space.gradient(differences), by_drive, by_parameter)
+
+    def _check_told(self, by_parameter: dict[Tensor, Tensor | None]) -> None:
+        """Refuse to leave out a parameter in silence."""
+        missing = [p for p in self.system.parameters() if p.requires_grad and p not in by_parameter]
+        if missing:
+            raise RuntimeError(
+                f"{type(self.system).__name__}: its flows record nothing of parameters of shape "
+                f"{', '.join(str(tuple(p.shape)) for p in missing)}, as behind torch.nn.utils.parametrize: freeze "
+                "them, or take nudge='tangent', which is gradient_engine='adjoint'"
+            )
 
     def echo(
         self,
@@ -167,7 +188,8 @@ class Simulation:
         Returns:
             What comes back ``(rows, ...)``, and what was recorded on the way.
         """
-        space, copies = self.system.space, len(nudges) // len(state[0])
+        space, batch = self.system.space, len(state[0])
+        copies = len(nudges) // batch if batch else 2
 
         def nudged(state: State, direction: State, factor: float = 1.0) -> State:
             direction = tuple(torch.cat([d] * copies) for d in direction)
@@ -197,7 +219,7 @@ def _summed(rows: Tensor, weight: Tensor, pairs: int) -> Tensor:
 
 
 def _over_pairs(rows: Tensor, pairs: int) -> Tensor:
-    return rows.view(pairs, -1, *rows.shape[1:]).sum(dim=0)
+    return rows.view(pairs, len(rows) // pairs, *rows.shape[1:]).sum(dim=0)
 
 
 def _plus(total: Tensor | None, change: Tensor) -> Tensor:
@@ -227,7 +249,9 @@ class _Echo(torch.autograd.Function):
         parameters = tensors[num_state + num_drives :]
         seen = simulation.forward(state, drives)
         ctx.simulation, ctx.num_state, ctx.num_drives = simulation, num_state, num_drives
-        # Parameters are saved so that torch notices when they change before the backward pass.
+        # Parameters are saved so that torch notices when they change before the backward pass, and kept because what
+        # comes back of it may be copies, as from torch.utils.checkpoint.
+        ctx.parameters = parameters
         ctx.save_for_backward(*seen[-1], *drives, *parameters)
         return tuple(torch.stack(parts) for parts in zip(*seen, strict=True))
 
@@ -237,6 +261,17 @@ class _Echo(torch.autograd.Function):
         saved = ctx.saved_tensors
         state, drives = saved[: ctx.num_state], saved[ctx.num_state : ctx.num_state + ctx.num_drives]
         seen = list(zip(*(g.unbind() for g in gradients), strict=True))
+        _check_own(ctx.simulation.system, ctx.parameters)
         found = ctx.simulation.backward(state, seen, drives)
-        parameters = saved[ctx.num_state + ctx.num_drives :]
-        return (None, None, None, *found.state, *found.drives, *(found.parameters.get(p) for p in parameters))
+        return (None, None, None, *found.state, *found.drives, *(found.parameters.get(p) for p in ctx.parameters))
+
+
+def _check_own(system: System, parameters: Sequence[Tensor]) -> None:
+    """Refuse to echo a system that is not the one that ran."""
+    own = {id(p) for p in system.parameters()}
+    if not all(id(p) in own for p in parameters):
+        raise RuntimeError(
+            f"{type(system).__name__} has other parameters than when it ran, as after torch.func.functional_call, and "
+            "its echo would be that of another system: write the parameters into the module, and run backward before "
+            "they are replaced"
+        )

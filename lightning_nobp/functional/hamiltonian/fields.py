@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state
+from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state, check_system
 from lightning_nobp.functional.hamiltonian.echo import Simulation, System, simulate
 from lightning_nobp.functional.hamiltonian.flows import Drives
 from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
@@ -38,6 +38,7 @@ def strang(system: System, fields: Fields, u: Drive = None, *, dt: float, n_step
     """
     drives, state = as_drives(u, n_steps), _state(fields)
     check_state(state, drives, COMPLEX)
+    check_system(system, COMPLEX, state[0])
     check_run(dt, n_steps, damping, None)
     flows = Simulation(system, dt, n_steps, n_steps, damping=damping).flows(Drives(drives), damping)
     end = run(flows, state, dt=dt, order=range(n_steps))
@@ -140,6 +141,7 @@ def field_echo_trajectory(
     """
     drives, state = as_drives(u, n_steps), _state(fields)
     check_state(state, drives, COMPLEX)
+    check_system(system, COMPLEX, state[0])
     check_run(dt, n_steps, damping, None, every)
     check_nudge(nudge, eta)
     simulation = Simulation(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -116,6 +116,18 @@ class Sums(Protocol):
         ...
 
 
+class KineticSums(Protocol):
+    """Weighted derivatives of a kinetic energy, added up over the drifts of an echo."""
+
+    def drift(self, p: Tensor, factor: float) -> None:
+        """Add ``factor * weight * (T(plus) - T(minus))`` of momenta ``(rows, ...)``, differentiated by parameters."""
+        ...
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """The sums, by parameter."""
+        ...
+
+
 class Mechanics(Protocol):
     """What leapfrog asks of a system ``H(q, p) = T(p) + V(q; u)``."""
 
@@ -149,8 +161,25 @@ class Drift:
         return _moved(q, self.system.velocity(p), h, self.grid), p
 
     def recorder(self, weight: Tensor, scale: Scale) -> Recorder:
-        """Nothing to record."""
-        return Unrecorded(self)
+        """Of the kinetic energy's parameters, if the system has ``kinetic_sums``."""
+        make = getattr(self.system, "kinetic_sums", None)
+        sums: KineticSums | None = None if make is None else make(weight)
+        return Unrecorded(self) if sums is None else _DriftRecorder(self, sums, scale)
+
+
+class _DriftRecorder:
+    def __init__(self, drift: Drift, sums: KineticSums, scale: Scale) -> None:
+        self.drift, self.sums, self.scale = drift, sums, scale
+
+    def __call__(self, state: State, h: float, step: int) -> State:
+        self.sums.drift(state[1], h * self.scale(step))
+        return self.drift(state, h, step)
+
+    def parameter_gradients(self) -> dict[Tensor, Tensor]:
+        return self.sums.gradients()
+
+    def drive_gradients(self) -> list[Tensor] | None:
+        return None
 
 
 class Kick:
@@ -226,4 +255,20 @@ def _moved(x: Tensor, rate: Tensor, h: float, grid: float) -> Tensor:
     if not grid:
         return torch.add(x, rate, alpha=h)
     # Multiples of a grid add up exactly in floating point, and so can be taken back exactly.
-    return x + (rate * (h / grid)).round() * grid
+    return x + rounded(rate * h, grid)
+
+
+def rounded(x: Tensor, grid: float) -> Tensor:
+    """The nearest multiples of a grid; to derivatives rounding does nothing, or there would be none."""
+    found: Tensor = _Rounded.apply(x, grid)
+    return found
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: float) -> Tensor:
+        return (x / grid).round() * grid
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state
+from lightning_nobp.functional.hamiltonian.checks import (
+    check_digits,
+    check_finite,
+    check_run,
+    check_state,
+    check_system,
+)
 from lightning_nobp.functional.hamiltonian.echo import Simulation, System, simulate
 from lightning_nobp.functional.hamiltonian.flows import Drives
 from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
@@ -42,7 +48,8 @@ def leapfrog(
         damping: Rate at which momenta are lost, one over time; negative for a gain.
         fractional_bits: Binary digits behind the point of fixed-point numbers: positions and momenta are multiples of
             ``2 ** -fractional_bits``, and a simulation reversed in time ends where it began, bit for bit. Take float64
-            and 36 for numbers up to 131,072. None for ordinary numbers.
+            and 36 for numbers up to 131,072, and no damping. None for ordinary numbers. Derivatives take no notice of
+            the rounding.
 
     Raises:
         ValueError: An argument out of its range, or shapes that do not fit.
@@ -51,11 +58,15 @@ def leapfrog(
     """
     drives = as_drives(u, n_steps)
     check_state((q, p), drives, CANONICAL)
+    check_system(system, CANONICAL, q)
     check_run(dt, n_steps, damping, fractional_bits)
     simulation = Simulation(system, dt, n_steps, n_steps, damping=damping, grid=_grid(fractional_bits))
     flows = simulation.flows(Drives(drives), damping)
-    end = run(flows, simulation.on_grid((q, p)), dt=dt, order=range(n_steps))
-    check_finite(end, flows, simulation.on_grid((q, p)), dt, n_steps)
+    start = simulation.on_grid((q, p))
+    end = run(flows, start, dt=dt, order=range(n_steps))
+    check_finite(end, flows, start, dt, n_steps)
+    check_digits(start, simulation.grid)
+    check_digits(end, simulation.grid)
     return end[0], end[1]
 
 
@@ -167,6 +178,7 @@ def hamiltonian_echo_trajectory(
     """
     drives = as_drives(u, n_steps)
     check_state((q0, p0), drives, CANONICAL)
+    check_system(system, CANONICAL, q0)
     check_run(dt, n_steps, damping, fractional_bits, every)
     check_nudge(nudge, eta)
     simulation = Simulation(

@@ -51,7 +51,8 @@ def nudge_size(state: State, directions: Sequence[State], eta: float, relative: 
     of_state = sizes(state)
     if not relative:
         return torch.full_like(of_state, eta)
-    of_direction = torch.stack([sizes(d) for d in directions]).norm(dim=0)
+    of_direction = sizes([part for direction in directions for part in direction])
     # A state at rest at the origin has no scale of its own; without an error signal there is nothing to scale.
     of_state = torch.where(of_state > 0, of_state, torch.ones_like(of_state))
-    return eta * torch.where(of_direction > 0, of_state / of_direction, torch.ones_like(of_state))
+    size = eta * torch.where(of_direction > 0, of_state / of_direction, torch.ones_like(of_state))
+    return size.clamp_max(torch.finfo(size.dtype).max)

@@ -5,6 +5,7 @@ An error signal moves a state along the flow of the cost :math:`C`, taken for a 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -104,8 +105,12 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
-def sizes(state: State) -> Tensor:
+def sizes(state: Sequence[Tensor]) -> Tensor:
     """Euclidean norm ``(batch,)`` of every sample's state."""
-    norms = [torch.linalg.vector_norm(s.flatten(1), dim=1) for s in state]
-    of_all: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    rows = [s.unsqueeze(-1).flatten(1) for s in state]
+    # Squares of what is smaller than 1e-19 or larger than 1e19 leave single precision.
+    largest = torch.stack([r.abs().amax(dim=1) for r in rows]).amax(dim=0)
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    norms = [torch.linalg.vector_norm(r / scale.unsqueeze(1), dim=1) for r in rows]
+    of_all: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0) * scale
     return of_all

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_nobp.functional.hamiltonian import Drift, Drives, Flow, Kick, Sums
+from lightning_nobp.functional.hamiltonian import AutogradSums, Drift, Drives, Flow, Kick, Sums
 from lightning_nobp.nn.hamiltonian.outer_products import OuterProducts
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
 
@@ -72,7 +73,7 @@ class DuffingNetwork(HamiltonianSystem):
     def flows(self, drives: Drives, grid: float = 0.0) -> Sequence[Flow]:
         """Drift and kick, with the stiffness computed once."""
         springs = _Springs(self)
-        return Drift(springs, grid), Kick(springs, drives, grid)
+        return Drift(self, grid), Kick(springs, drives, grid)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -93,7 +94,8 @@ class _Springs:
         return found if u is None else found - u
 
     def sums(self, weight: Tensor) -> Sums:
-        return _CouplingSums(self, weight)
+        # The formulas know parameters, not what they are made of.
+        return AutogradSums(self.system, weight) if is_parametrized(self.system) else _CouplingSums(self, weight)
 
 
 class _CouplingSums:

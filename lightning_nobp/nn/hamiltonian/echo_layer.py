@@ -9,18 +9,20 @@ from torch import Tensor, nn
 from lightning_nobp.functional.hamiltonian import (
     Drives,
     Imperfections,
-    NudgeMode,
     Simulation,
     State,
     System,
     reversal_error,
     simulate,
 )
-from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state
+from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state, check_system
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import check_nudge
 
 GradientEngine = Literal["echo", "adjoint", "autograd"]
+
+EchoNudge = Literal["symmetric", "one_sided", "richardson"]
+"""Nudges of a size; the limit of none is an engine of its own."""
 
 _CHECKED_STEPS = 20
 
@@ -57,7 +59,7 @@ class EchoLayer(nn.Module):
         n_steps: int,
         gradient_engine: GradientEngine = "echo",
         eta: float | None = None,
-        nudge: NudgeMode = "symmetric",
+        nudge: EchoNudge = "symmetric",
         relative_eta: bool = True,
         damping: float = 0.0,
     ) -> None:
@@ -101,20 +103,31 @@ class EchoLayer(nn.Module):
             FloatingPointError: A state that is not finite; the message names layer and step.
         """
         simulation = self.simulation(state[0])
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or state[0].is_meta:
             return plain_run(simulation, state, drives)
         check_state(state, drives, simulation.system.space)
+        check_system(simulation.system, simulation.system.space, state[0])
         if self.watcher is not None:
             self.watcher(state, drives)
         try:
-            if self.training and not self._is_checked:
+            if self.training and len(state[0]) and not (self._is_checked or torch.is_inference_mode_enabled()):
                 self.check(state, drives)
                 self._is_checked = True
             if self.gradient_engine == "autograd":
                 return _checked(simulation, state, drives)
             return tuple(part[0] for part in simulate(simulation, state, drives))
         except FloatingPointError as error:
-            raise FloatingPointError(f"{self.label}, of a {type(self.system).__name__}: {error}") from error
+            hint = self.hint(state, drives)
+            raise FloatingPointError(f"{self.label}, of a {type(self.system).__name__}: {error}{hint}") from error
+
+    def hint(self, state: State, drives: Sequence[Tensor]) -> str:
+        """What else there is to say of a simulation that leaves the finite numbers.
+
+        Args:
+            state: At the start.
+            drives: What acts on it.
+        """
+        return ""
 
     def check(self, state: State, drives: Sequence[Tensor]) -> None:
         """Refuse a system that cannot be simulated back to where it started.

@@ -1,14 +1,16 @@
 """Nonlinear waves in a medium that is learned."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight
+from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_nobp.functional.hamiltonian import Drift, Drives, Flow, Kick, Sums
+from lightning_nobp.functional.hamiltonian import AutogradSums, Drift, Drives, Flow, Kick, Sums
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
 
 Boundary = Literal["periodic", "fixed"]
@@ -97,7 +99,8 @@ class KleinGordonField(HamiltonianSystem):
     def convolved(self, field: Tensor, kernel: Tensor) -> Tensor:
         """``kernel * field``, over the boundary too."""
         convolve = F.conv1d if len(self.shape) == 1 else F.conv2d
-        found: Tensor = convolve(self.surrounded(field, kernel.shape[-1] // 2), kernel)
+        with exact_convolutions(field):
+            found: Tensor = convolve(self.surrounded(field, kernel.shape[-1] // 2), kernel)
         return found
 
     def surrounded(self, field: Tensor, reach: int) -> Tensor:
@@ -123,7 +126,7 @@ class KleinGordonField(HamiltonianSystem):
     def flows(self, drives: Drives, grid: float = 0.0) -> Sequence[Flow]:
         """Drift and kick, with the kernel computed once."""
         medium = _Medium(self)
-        return Drift(medium, grid), Kick(medium, drives, grid)
+        return Drift(self, grid), Kick(medium, drives, grid)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -136,6 +139,20 @@ class KleinGordonField(HamiltonianSystem):
 def _mirrored(kernel: Tensor) -> Tensor:
     """The kernel of the transposed convolution."""
     return kernel.transpose(0, 1).flip(*range(2, kernel.dim()))
+
+
+def exact_convolutions(like: Tensor) -> AbstractContextManager[None]:
+    """Convolutions on a GPU without TF32, which cuDNN takes unless told otherwise, and in which echoes drown.
+
+    Args:
+        like: What is convolved.
+    """
+    backend = torch.backends.cudnn
+    if not like.is_cuda or not backend.allow_tf32:
+        return nullcontext()
+    options = {name: getattr(backend, name) for name in ("enabled", "benchmark", "deterministic")}
+    found: AbstractContextManager[None] = backend.flags(**options, allow_tf32=False)
+    return found
 
 
 class _Medium:
@@ -154,7 +171,8 @@ class _Medium:
         return found if u is None else found - u
 
     def sums(self, weight: Tensor) -> Sums:
-        return _MediumSums(self, weight)
+        # The formulas know parameters, not what they are made of.
+        return AutogradSums(self.system, weight) if is_parametrized(self.system) else _MediumSums(self, weight)
 
 
 class _MediumSums:
@@ -183,7 +201,8 @@ class _MediumSums:
         """Of ``difference . (kernel * mean)``."""
         around = self.system.surrounded(mean, self.system.kernel_size // 2)
         by_weight = conv1d_weight if len(self.system.shape) == 1 else conv2d_weight
-        found: Tensor = by_weight(around, self.system.kernel.shape, difference)  # type: ignore[no-untyped-call]
+        with exact_convolutions(mean):
+            found: Tensor = by_weight(around, self.system.kernel.shape, difference)  # type: ignore[no-untyped-call]
         return found
 
     def gradients(self) -> dict[Tensor, Tensor]:

@@ -1,13 +1,16 @@
 """A layer that simulates positions and momenta."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.hamiltonian import NudgeMode, State
-from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, GradientEngine, plain_run
+from lightning_nobp.functional.hamiltonian import Imperfections, State
+from lightning_nobp.functional.hamiltonian.sums import energies
+from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine, plain_run
 from lightning_nobp.nn.hamiltonian.spectrum import probe
 from lightning_nobp.nn.hamiltonian.system import HamiltonianSystem
 
@@ -47,7 +50,7 @@ class HamiltonianLayer(EchoLayer):
         n_steps: int,
         gradient_engine: GradientEngine = "echo",
         eta: float | None = None,
-        nudge: NudgeMode = "symmetric",
+        nudge: EchoNudge = "symmetric",
         relative_eta: bool = True,
         damping: float = 0.0,
     ) -> None:
@@ -82,6 +85,16 @@ class HamiltonianLayer(EchoLayer):
         """
         return self.dt * float(self.system.highest_frequency(q, drives[0] if drives else None))
 
+    def hint(self, state: State, drives: Sequence[Tensor]) -> str:
+        """How long the time step is, where that is too long from the start."""
+        dt_omega = self.dt_omega(state[0], drives) if bool(state[0].isfinite().all()) else 0.0
+        if not UNSTABLE <= dt_omega < math.inf:
+            return ""
+        return (
+            f". dt times the highest frequency is {dt_omega:.2f} at the start, and leapfrog is unstable from "
+            f"{UNSTABLE:g} on: take a dt below {UNSTABLE * self.dt / dt_omega:.2g}"
+        )
+
     def check(self, state: State, drives: Sequence[Tensor]) -> None:
         """Refuse forces that come from no potential or cannot be reversed, and a time step that is too long.
 
@@ -90,7 +103,7 @@ class HamiltonianLayer(EchoLayer):
             drives: What acts on the system.
 
         Raises:
-            ValueError: Says how large the error is, or the largest time step.
+            ValueError: Says how large the error is, or the largest time step; or energies that are not one a sample.
         """
         q, p = (part.detach() for part in state)
         drives = [u.detach() for u in drives]
@@ -98,10 +111,11 @@ class HamiltonianLayer(EchoLayer):
         nearby = q + 0.1 * probe(q)
         with torch.no_grad():
             force, velocity = system.potential_gradient(nearby, u), system.velocity(nearby)
-        self._compare("potential_gradient", force, "potential", lambda x: system.potential(x, u), nearby)
+        self._compare("potential_gradient", force, "potential", lambda x: energies(system, x, u), nearby)
         self._compare("velocity", velocity, "kinetic", system.kinetic, nearby)
         self.check_time_step(self.dt_omega(q, drives))
         super().check((q, p), drives)
+        self._check_samples(nearby, u)
 
     def diagnose(self, state: State, drives: Sequence[Tensor]) -> dict[str, float]:
         """``reversal_error``; ``dt_omega`` at the start or the end, and ``energy_drift``, if energy is to be kept.
@@ -115,7 +129,7 @@ class HamiltonianLayer(EchoLayer):
         """
         with torch.no_grad():
             q, p = state
-            q_end, p_end = plain_run(self.simulation(q), state, drives)
+            q_end, p_end = plain_run(replace(self.simulation(q), imperfections=Imperfections()), state, drives)
             u = drives[0] if drives else None
             dt_omega = max(self.dt_omega(q, drives), self.dt_omega(q_end, drives[-1:]))
             self.check_time_step(dt_omega)
@@ -137,6 +151,19 @@ class HamiltonianLayer(EchoLayer):
             at.dtype,
             f"{name} is {{error:.1e}} off autograd's derivative of {of}: mend the one or the other, or leave {name} to "
             "autograd",
+        )
+
+    def _check_samples(self, q: Tensor, u: Tensor | None) -> None:
+        """Refuse forces between the samples of a batch: in an echo its copies are samples too."""
+        with torch.no_grad():
+            force = self.system.potential_gradient(q, u)[:1]
+            alone = self.system.potential_gradient(q[:1], None if u is None else u[:1])
+        error = torch.linalg.vector_norm(alone - force) / torch.linalg.vector_norm(force).clamp_min(1e-30)
+        self.refuse(
+            float(error),
+            q.dtype,
+            "a sample's force is {error:.1e} off the one that it feels alone: samples must not act on each other, as "
+            "by the mean over a batch",
         )
 
     def check_time_step(self, dt_omega: float) -> None:

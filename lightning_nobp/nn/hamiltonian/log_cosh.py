@@ -5,6 +5,7 @@ from math import log
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_nobp.functional.hamiltonian import Sums
 from lightning_nobp.nn.hamiltonian.outer_products import OuterProducts
@@ -81,7 +82,8 @@ class LogCoshNetwork(HamiltonianSystem):
 
     def sums(self, weight: Tensor) -> Sums:
         """Derivatives by the weight and the bias."""
-        return _SpringSums(self, weight)
+        # The formulas know parameters, not what they are made of.
+        return super().sums(weight) if is_parametrized(self) else _SpringSums(self, weight)
 
     def doubled_stretch(self, q: Tensor, u: Tensor | None, out: Tensor | None = None) -> Tensor:
         """``2 (W q + u + b)``, ``(batch, hidden_features)``.

@@ -46,8 +46,14 @@ class PositionEncoder(nn.Module):
         self.n_units, self.amplitude, self.pool = n_units, amplitude, pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """Positions ``(batch, n_units)`` of inputs ``(batch, ...)``."""
+        """Positions ``(batch, n_units)`` of inputs ``(batch, ...)``.
+
+        Raises:
+            ValueError: More inputs than units.
+        """
         x = self.amplitude * _pooled(x, self.pool)
+        if x.shape[1] > self.n_units:
+            raise ValueError(f"n_units={self.n_units} are fewer than the {x.shape[1]} inputs, which each need one")
         return nn.functional.pad(x, (0, self.n_units - x.shape[1]))
 
     def extra_repr(self) -> str:

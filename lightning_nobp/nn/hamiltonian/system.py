@@ -15,13 +15,15 @@ from lightning_nobp.functional.hamiltonian import (
     PhaseSpace,
     Sums,
 )
+from lightning_nobp.functional.hamiltonian.flows import KineticSums
+from lightning_nobp.functional.hamiltonian.sums import AutogradKineticSums, energies, followed
 from lightning_nobp.nn.hamiltonian.spectrum import largest_eigenvalue
 
 
 class HamiltonianSystem(nn.Module):
     """A system ``H(q, p) = T(p) + V(q; u)``: a subclass writes :meth:`potential`, all the rest has a default.
 
-    Its ``nn.Parameter`` s are learned; they may appear in the potential alone. By default ``T = |p|^2 / 2``, unit
+    Its ``nn.Parameter`` s are learned, of the potential and of the kinetic energy. By default ``T = |p|^2 / 2``, unit
     masses. Formulas for :meth:`potential_gradient` and :meth:`sums` make it faster, and change nothing else.
     """
 
@@ -48,10 +50,12 @@ class HamiltonianSystem(nn.Module):
 
     def potential_gradient(self, q: Tensor, u: Tensor | None) -> Tensor:
         """``dV/dq``, minus the force, of the shape of ``q``; by autograd through :meth:`potential`."""
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
+        differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        # Validation runs in inference mode, whose tensors autograd cannot follow.
+        with torch.inference_mode(False), torch.enable_grad():
+            q, u = followed(q), None if u is None else followed(u)
             q = q if differentiable and q.requires_grad else q.detach().requires_grad_()
-            energy = self.potential(q, u).sum()
+            energy = energies(self, q, u).sum()
             return torch.autograd.grad(energy, q, create_graph=differentiable, materialize_grads=True)[0]
 
     def kinetic(self, p: Tensor) -> Tensor:
@@ -75,8 +79,8 @@ class HamiltonianSystem(nn.Module):
             q: Positions ``(batch, ...)``.
             u: What acts on the system.
         """
-        with torch.enable_grad():
-            at = q.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            at = followed(q).detach().requires_grad_()
             gradient = self.potential_gradient(at, u)
         if not gradient.requires_grad:
             return q.new_zeros(())  # The same force everywhere.
@@ -95,6 +99,14 @@ class HamiltonianSystem(nn.Module):
             weight: ``(rows / 2,)``, see :class:`~lightning_nobp.functional.hamiltonian.Sums`.
         """
         return AutogradSums(self, weight)
+
+    def kinetic_sums(self, weight: Tensor) -> KineticSums | None:
+        """Derivatives of :meth:`kinetic` by the parameters, by autograd; None where it is the default.
+
+        Args:
+            weight: ``(rows / 2,)``.
+        """
+        return None if type(self).kinetic is HamiltonianSystem.kinetic else AutogradKineticSums(self, weight)
 
     def flows(self, drives: Drives, grid: float = 0.0) -> Sequence[Flow]:
         """Drift and kick."""

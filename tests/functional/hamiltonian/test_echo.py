@@ -4,10 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from oscillators import DRIVES, MAKERS, by_autograd, cost, error, gradients, make
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_nobp.functional.hamiltonian import hamiltonian_echo, hamiltonian_echo_trajectory, leapfrog
-from lightning_nobp.nn import DuffingNetwork
+from lightning_nobp.functional.hamiltonian import field_echo, hamiltonian_echo, hamiltonian_echo_trajectory, leapfrog
+from lightning_nobp.nn import DuffingNetwork, HamiltonianLayer, HamiltonianSystem, NLSEField
 
 RUN = {"dt": 0.1, "n_steps": 30}
 
@@ -195,6 +198,100 @@ def test_a_relative_nudge_holds_in_single_precision_however_small_gradients_are(
     assert float32_error(False, 1e-6) > 0.5
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-19, 1e19, 1e30])
+def test_a_relative_nudge_holds_for_gradients_whose_squares_leave_single_precision(scale):
+    assert float32_error(True, scale) == pytest.approx(float32_error(True, 1.0), rel=0.5)
+
+
+def test_positions_may_be_one_number_a_sample():
+    class Spring(HamiltonianSystem):
+        def potential(self, q, u):
+            return q.square() / 2 + q.pow(4) / 4
+
+    q = torch.randn(4, dtype=torch.float64)
+    found = gradients(partial(hamiltonian_echo, eta=1e-5, **RUN), Spring(), q, q + 1, None)
+    assert error(found, by_autograd(Spring(), q, q + 1, None, **RUN)) < 1e-6
+
+
 def test_richardsons_nudges_reach_further_in_single_precision():
     assert float32_error(True, 1.0, "richardson", 2e-2) < float32_error(True, 1.0, "symmetric", 2e-2) / 3
     assert float32_error(True, 1.0, "tangent") < 1e-5
+
+
+class Heavy(HamiltonianSystem):
+    """Learned masses, of which one parameter is that of springs too."""
+
+    def __init__(self):
+        super().__init__()
+        self.mass = nn.Parameter(torch.rand(5) + 1)
+        self.tie = nn.Parameter(torch.randn(5))
+
+    def potential(self, q, u):
+        return 1 - q.cos().sum(1) + (self.mass * q.pow(4)).sum(1) / 4 + (q @ self.tie).sin()
+
+    def kinetic(self, p):
+        return (p.square() / self.mass).sum(1) / 2 + (p @ self.tie).square() / 2
+
+    def velocity(self, p):
+        return p / self.mass + (p @ self.tie).unsqueeze(1) * self.tie
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("nudge", ["symmetric", "richardson", "tangent"])
+def test_masses_are_learned_too(nudge, damping):
+    torch.manual_seed(0)
+    system, (q, p) = Heavy().double(), torch.randn(2, 4, 5, dtype=torch.float64)
+    run = {"dt": 0.05, "n_steps": 20, "damping": damping}
+    found = gradients(partial(hamiltonian_echo, nudge=nudge, eta=1e-5, **run), system, q, p, None)
+    assert error(found, by_autograd(system, q, p, None, **run)) < 1e-6
+
+
+class Bent(nn.Module):
+    def forward(self, w):
+        return w + w.sin() / 2
+
+
+@pytest.mark.parametrize("name", ["duffing", "log cosh", "ring", "pendulums"])
+@pytest.mark.parametrize("nudge", ["symmetric", "tangent"])
+def test_parametrized_systems_learn_what_their_parameters_are_made_of(name, nudge):
+    system, q, p, u = make(name, "static")
+    register_parametrization(system, next(iter(dict(system.named_parameters()))), Bent())
+    found = gradients(partial(hamiltonian_echo, nudge=nudge, eta=1e-5, **RUN), system, q, p, u)
+    assert error(found, by_autograd(system, q, p, u, **RUN)) < 1e-6
+
+
+def recomputed(simulate):
+    return partial(torch.utils.checkpoint.checkpoint, simulate, use_reentrant=False)
+
+
+def offloaded(simulate):
+    def run(*state):
+        with torch.autograd.graph.save_on_cpu():
+            return simulate(*state)
+
+    return run
+
+
+@pytest.mark.parametrize("saver", [recomputed, offloaded])
+def test_what_is_saved_may_be_copied_on_its_way(saver):
+    state = make("duffing", "static")
+    simulate = partial(hamiltonian_echo, eta=1e-5, **RUN)
+    found, expected = gradients(saver(simulate), *state), gradients(simulate, *state)
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+def test_parameters_that_are_replaced_before_the_backward_pass_are_found_out():
+    system, q, p, _ = make("duffing")
+    module = HamiltonianLayer(system, 0.1, 10)
+    others = {name: w.detach().clone().requires_grad_() for name, w in module.named_parameters()}
+    q_end, _ = torch.func.functional_call(module, others, (q, p))
+    with pytest.raises(RuntimeError, match="DuffingNetwork has other parameters than when it ran"):
+        q_end.sum().backward()
+
+
+def test_no_parameter_of_a_field_is_left_out_in_silence():
+    field = NLSEField((8,)).double()
+    register_parametrization(field, "potential", Bent())
+    end = field_echo(field, torch.randn(3, 8, dtype=torch.complex128), dt=0.1, n_steps=5)
+    with pytest.raises(RuntimeError, match=r"flows record nothing of parameters of shape \(1, 8\)"):
+        end.real.sum().backward()

@@ -1,18 +1,22 @@
 """The simulation: reversible, symplectic, of second order, and what it refuses."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from oscillators import DRIVES, MAKERS, by_autograd, error, gradients, make
 
 from lightning_nobp.functional.hamiltonian import (
+    Imperfections,
+    field_echo,
     hamiltonian_echo,
     hamiltonian_echo_trajectory,
     leapfrog,
     reversal_error,
+    strang,
 )
-from lightning_nobp.nn import DuffingNetwork, LogCoshNetwork
+from lightning_nobp.nn import DuffingNetwork, LogCoshNetwork, NLSEField
 
 
 @pytest.mark.parametrize("drive", DRIVES)
@@ -114,7 +118,10 @@ def test_fixed_points_make_the_same_gradients_to_their_digits():
     state = make("duffing", "static")
     options = {"dt": 0.1, "n_steps": 10}
     found = gradients(lambda *s: hamiltonian_echo(*s, eta=1e-3, fractional_bits=40, **options), *state)
-    assert error(found, by_autograd(*state, **options)) < 1e-5
+    expected = by_autograd(*state, **options)
+    assert error(found, expected) < 1e-5
+    for simulate in (leapfrog, partial(hamiltonian_echo, nudge="tangent")):
+        assert error(gradients(lambda *s, f=simulate: f(*s, fractional_bits=40, **options), *state), expected) < 1e-9
 
 
 # What is refused
@@ -139,6 +146,12 @@ def run(**changes):
         ({"nudge": "both"}, "nudge='both' is not one of 'symmetric'"),
         ({"damping": math.inf}, "damping=inf must be finite"),
         ({"fractional_bits": 60}, "fractional_bits=60 must be from 1 to 50"),
+        ({"fractional_bits": 36, "damping": 0.1}, "damping=0.1 with fractional_bits=36: a loss cannot be taken back"),
+        (
+            {"fractional_bits": 50, "q": torch.full((4, 6), 9.0).double()},
+            r"50 leaves torch.float64 numbers up to 8, and",
+        ),
+        ({"n_steps": 10.0}, r"n_steps=10\.0 must be a whole number"),
         ({"u": [torch.zeros(4, 6)]}, "u has 1 drives: give one tensor, or a sequence of n_steps=10"),
         ({"u": torch.zeros(3, 6)}, r"a drive of shape \(3, 6\)"),
         ({"p": torch.zeros(4, 5, dtype=torch.float64)}, r"momenta \(4, 5\) must have the shape of positions, \(4, 6\)"),
@@ -157,6 +170,38 @@ def test_wrong_arguments_are_refused(changes, message):
 def test_wrong_numbers_are_refused(dtype, message):
     with pytest.raises(TypeError, match=message):
         run(q=torch.zeros(4, 6, dtype=dtype), p=torch.zeros(4, 6, dtype=dtype))
+
+
+def test_one_precision_for_everything_and_the_right_kind_of_system():
+    system, q, p, u = make("duffing", "static")
+    for function in (leapfrog, hamiltonian_echo):
+        with pytest.raises(
+            TypeError, match=r"a drive of type torch\.float32 for states of torch\.float64: give torch\.fl"
+        ):
+            function(system, q, p, u.float(), dt=0.1, n_steps=3)
+        with pytest.raises(
+            TypeError, match=r"DuffingNetwork has parameters of type torch\.float64 and states of torch\.fl"
+        ):
+            function(system, q.float(), p.float(), u.float(), dt=0.1, n_steps=3)
+        with pytest.raises(
+            TypeError, match="NLSEField is a system of complex fields: simulate it by strang or field_echo"
+        ):
+            function(NLSEField((6,)), q, p, dt=0.1, n_steps=3)
+    field = torch.randn(4, 6, dtype=torch.complex128)
+    for function in (strang, field_echo):
+        with pytest.raises(
+            TypeError, match=r"NLSEField has parameters of type torch\.float32 and states of torch\.compl"
+        ):
+            function(NLSEField((6,)), field, dt=0.1, n_steps=3)
+        with pytest.raises(TypeError, match=r"a drive of type torch\.complex128"):
+            function(NLSEField((6,)).double(), field, field, dt=0.1, n_steps=3)
+        with pytest.raises(TypeError, match="DuffingNetwork is a system of positions and momenta"):
+            function(system, field, dt=0.1, n_steps=3)
+
+
+def test_an_adjoint_has_no_apparatus_that_could_be_imperfect():
+    with pytest.raises(ValueError, match="imperfections are those of an echo, and nudge='tangent'"):
+        run(nudge="tangent", imperfections=Imperfections(noise=0.1))
 
 
 def test_autocast_is_refused():

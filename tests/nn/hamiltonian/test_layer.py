@@ -18,6 +18,7 @@ from lightning_nobp.nn import (
     LogCoshNetwork,
     PositionEncoder,
 )
+from lightning_nobp.nn.hamiltonian.klein_gordon import exact_convolutions
 
 ENGINES = ("echo", "adjoint", "autograd")
 
@@ -239,3 +240,100 @@ def test_networks_can_be_built_without_memory(factory):
 def test_networks_that_cannot_be_are_refused(maker, message):
     with pytest.raises(ValueError, match=message):
         maker()
+
+
+# Where autograd is not at hand
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_force_by_autograd_is_there_in_inference_too(mode, training):
+    system, q, p, u = make("pendulums", "static")
+    layer = HamiltonianLayer(system, 0.1, 10).train(training)
+    expected = layer(q, p, u)
+    with mode():
+        found = layer(q.clone(), p.clone(), u.clone())
+        assert layer.dt_omega(q.clone(), [u.clone()]) == pytest.approx(layer.dt_omega(q, [u]))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert not found[0].requires_grad
+
+
+class Total(DuffingNetwork):
+    """One energy for the whole batch."""
+
+    def potential(self, q, u):
+        return super().potential(q, u).sum()
+
+
+class Crowd(HamiltonianSystem):
+    """Samples that feel where the others are."""
+
+    def potential(self, q, u):
+        return (q - q.mean(dim=0)).square().sum(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (
+            Total(6),
+            r"Total\.potential gives energies of shape \(\) for positions of shape \(4, 6\): it must give \(batch",
+        ),
+        (Crowd(), r"of a Crowd: a sample's force is 1.0e.00 off the one that it feels alone"),
+    ],
+)
+def test_energies_are_one_a_sample(system, message):
+    with pytest.raises(ValueError, match=message):
+        HamiltonianLayer(system, 0.1, 10)(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batches_may_be_empty(engine):
+    layer = HamiltonianLayer(DuffingNetwork(6), 0.1, 10, engine)
+    q, _ = layer(torch.randn(0, 6))
+    q.sum().backward()
+    assert q.shape == (0, 6)
+    assert not layer.system.coupling.grad.any()
+
+
+def test_shapes_are_known_without_memory():
+    layer = HamiltonianLayer(DuffingNetwork(6), 0.1, 10).to("meta")
+    assert layer(torch.randn(4, 6, device="meta"))[0].shape == (4, 6)
+
+
+def test_no_input_is_left_out_for_want_of_units():
+    with pytest.raises(ValueError, match="n_units=3 are fewer than the 5 inputs"):
+        PositionEncoder(3)(torch.rand(2, 5))
+
+
+def test_what_is_diagnosed_leaves_the_noise_of_training_alone():
+    system, q, p, _ = make("duffing")
+    layer = HamiltonianLayer(system, 0.1, 10)
+    expected = layer.diagnose((q, p), ())
+    generator = torch.Generator().manual_seed(0)
+    layer.imperfections = Imperfections(noise=0.1, generator=generator)
+    before = generator.get_state()
+    assert layer.diagnose((q, p), ()) == expected
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_runaway_that_a_shorter_time_step_would_prevent_says_so_in_validation_too():
+    layer = HamiltonianLayer(DuffingNetwork(6), 3.0, 60).eval()
+    with pytest.raises(
+        FloatingPointError, match=r"not finite after step \d+ of 60.*frequency is \d+\.\d\d at the start"
+    ):
+        layer(torch.ones(4, 6))
+
+
+def test_cudnn_keeps_its_other_settings_and_rounds_nothing(monkeypatch):
+    class OnGPU:
+        is_cuda = True
+
+    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with exact_convolutions(OnGPU()):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32
