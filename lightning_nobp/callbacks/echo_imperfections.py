@@ -21,7 +21,8 @@ class EchoImperfections(Callback):
 
     Args:
         damping: Rate at which momenta are lost, one over the system's unit of time; None for what the network says.
-        gain: Rate at which the echo is amplified; None compensates the damping, which keeps the echo exact.
+        gain: Rate at which the echo is amplified; None compensates the damping, which keeps the echo exact; 0 leaves it
+            as it is.
         noise: Standard deviation of what is added to momenta, per square root of time.
         shared_noise: Whether the two echoes that are subtracted from each other see the same noise.
         conjugation_error: Fraction of the momentum that is lost when time is reversed, from 0 to 1.
@@ -42,7 +43,7 @@ class EchoImperfections(Callback):
         self,
         *,
         damping: float | None = None,
-        gain: float | None = 0.0,
+        gain: float | None = None,
         noise: float = 0.0,
         shared_noise: bool = False,
         conjugation_error: float = 0.0,

@@ -32,9 +32,9 @@ STUDIES: dict[str, tuple[str, list[float], Any]] = {
     "damped, echo not amplified": (
         "damping x time",
         [0.0, 0.03, 0.1, 0.3, 1.0, 3.0],
-        lambda x: {"damping": x / TIME},
+        lambda x: {"damping": x / TIME, "gain": 0.0},
     ),
-    "damped, echo amplified": ("damping x time", [0.0, 0.1, 1.0, 3.0], lambda x: {"damping": x / TIME, "gain": None}),
+    "damped, echo amplified": ("damping x time", [0.0, 0.1, 1.0, 3.0], lambda x: {"damping": x / TIME}),
     "noise, nudge 0.01": ("noise", [0.0, 1e-4, 1e-3, 1e-2, 1e-1], lambda x: {"noise": x}),
     "noise, nudge 0.1": ("noise", [0.0, 1e-4, 1e-3, 1e-2, 1e-1], lambda x: {"noise": x}),
     "noise both echoes share": ("noise", [0.0, 1e-3, 1e-2, 1e-1], lambda x: {"noise": x, "shared_noise": True}),

@@ -40,8 +40,8 @@ def test_a_perfect_apparatus_changes_nothing(tmp_path):
 
 
 def test_a_gain_that_matches_the_damping_keeps_the_echo_exact(tmp_path):
-    _, compensated = trained(tmp_path, EchoImperfections(damping=0.5, gain=None))
-    _, not_at_all = trained(tmp_path, EchoImperfections(damping=0.5))
+    _, compensated = trained(tmp_path, EchoImperfections(damping=0.5))
+    _, not_at_all = trained(tmp_path, EchoImperfections(damping=0.5, gain=0.0))
     assert compensated > 0.9999
     assert 0.5 < not_at_all < 0.999
 
