@@ -45,6 +45,11 @@ def test_relative_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_nothing_is_left_to_be_filled_in(page):
+    assert re.findall(r"@[A-Z]+@|TODO|FIXME", page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_recipes_exist(page):
     """Names with a slash are shipped recipes, unless they end like a file of the reader's own."""
     named = [n for n in CONFIG.findall(page.read_text()) if "/" in n and not n.endswith(".yaml")]
