@@ -165,8 +165,10 @@ def draw_memory(found: dict[str, list[float]], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for engine, marker in zip(ENGINES, "os^", strict=True):
-        axes.plot(STEPS, [max(value, 0.5) for value in found[engine]], marker=marker, label=engine)
-    axes.set(xscale="log", yscale="log", xlabel="time steps", ylabel="growth of peak memory, MiB (below 0.5: 0.5)")
+        axes.plot(STEPS, found[engine], marker=marker, label=engine)
+    axes.set(xscale="log", xlabel="time steps", ylabel="growth of peak memory, MiB")
+    # Zero has a place on it.
+    axes.set_yscale("symlog", linthresh=1.0)
     axes.legend()
     figure.savefig(file, dpi=120)
 
