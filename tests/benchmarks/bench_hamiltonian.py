@@ -169,6 +169,7 @@ def draw_memory(found: dict[str, list[float]], file: Path) -> None:
     axes.set(xscale="log", xlabel="time steps", ylabel="growth of peak memory, MiB")
     # Zero has a place on it.
     axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(bottom=-0.5)
     axes.legend()
     figure.savefig(file, dpi=120)
 
