@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from lightning_nobp.callbacks.gradient_check import GradientCheck
+from lightning_nobp.nn.hamiltonian.echo_layer import default_eta
 from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.hamiltonian_echo import HamiltonianEcho
 
@@ -35,7 +36,8 @@ class EchoGradientCheck(GradientCheck):
         assert isinstance(rule, HamiltonianEcho)
         if rule.gradient_engine != "echo":
             return "the simulation is not reversed exactly: take fewer or shorter time steps"
+        eta = default_eta(next(rule.parameters()).dtype) if rule.eta is None else rule.eta
         return (
-            f"eta={rule.eta} is too large for the curvature or too small for the rounding, the simulation is chaotic, "
+            f"eta={eta} is too large for the curvature or too small for the rounding, the simulation is chaotic, "
             "or the apparatus is imperfect: take another eta, nudge='richardson', or fewer time steps"
         )

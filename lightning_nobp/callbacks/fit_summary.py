@@ -68,7 +68,7 @@ class FitSummary(Callback):
         if isinstance(rule, ClosedFormRule):
             rows["stages"] = f"{rule.stage} of {rule.num_stages} solved"
         elif loss is not None:
-            rows["train/loss"] = f"{float(loss):.4f} (mean of the last epoch)"
+            rows["train/loss"] = f"{float(loss):.4g} (mean of the last epoch)"
         if self._best is not None:
             rows["val/accuracy"] = f"{self._best[0]:.2%} (best, epoch {self._best[1]})"
         rows |= {row: f"{float(metrics[name]):.4g}" for row, name in _OF_NETWORKS.items() if name in metrics}

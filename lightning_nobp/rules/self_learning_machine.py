@@ -123,7 +123,9 @@ class SelfLearningMachine(ClassificationRule):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be positive, or .inf for no bound")
         if self.mass is not None and self.learning_rate is not None:
-            raise ValueError(f"mass={self.mass} and learning_rate={self.learning_rate}: one follows from the other")
+            raise ValueError(
+                f"mass={self.mass} and learning_rate={self.learning_rate}: one follows from the other: give one"
+            )
         for name, default in (("mass", None), ("decay", math.inf)):
             if self.relative and getattr(self, name) != default:
                 raise ValueError(

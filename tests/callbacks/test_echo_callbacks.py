@@ -42,6 +42,11 @@ def test_right_echoes_pass(tmp_path, options):
     assert min(logged["heb/cosine"]) > 0.9999
 
 
+def test_the_nudge_is_named_that_was_taken_by_default(tmp_path):
+    with pytest.raises(RuntimeError, match=r": eta=0\.01 is too"):
+        fit(tmp_path, rule(), EchoGradientCheck(tolerance=1e-12))
+
+
 def test_nudges_of_the_wrong_size_stop_the_training(tmp_path):
     message = r"off by .* more than tolerance=0\.05, most of it in network\.layer\.system\.coupling: eta=1e-09 is too"
     with pytest.raises(RuntimeError, match=message):

@@ -31,6 +31,16 @@ def test_summary_says_what_was_reached_and_what_to_do_next(tmp_path, capsys):
     assert f"next: nobp test {tmp_path}" in text
 
 
+def test_a_small_loss_is_no_zero_in_the_summary(tmp_path, capsys):
+    class Tiny(FitSummary):
+        def on_fit_end(self, trainer, pl_module):
+            trainer.callback_metrics["train/loss_epoch"] = torch.tensor(1.5e-9)
+            super().on_fit_end(trainer, pl_module)
+
+    trainer(tmp_path, callbacks=[Tiny()]).fit(backprop(), loader())
+    assert "1.5e-09 (mean of the last epoch)" in capsys.readouterr().out
+
+
 def test_summary_without_validation_and_checkpoints(tmp_path, capsys):
     trainer(tmp_path, callbacks=[FitSummary("nobp test {run}")]).fit(backprop(), loader())
     text = capsys.readouterr().out

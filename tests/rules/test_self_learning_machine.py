@@ -241,7 +241,10 @@ class Several(nn.Module):
         ({"mass": 0.0}, "mass=0.0 must be positive"),
         ({"decay": 0.0}, "decay=0.0 must be positive"),
         ({"kick_cutoff": 0.0}, "kick_cutoff=0.0 must be positive"),
-        ({"mass": 1.0, "learning_rate": 1.0, "relative": False}, "mass=1.0 and learning_rate=1.0: one follows"),
+        (
+            {"mass": 1.0, "learning_rate": 1.0, "relative": False},
+            "mass=1.0 and learning_rate=1.0: one follows from the other: give one",
+        ),
         ({"mass": 1.0}, "mass=1.0 is that of a field whose nudges have one size: give relative=False"),
         ({"decay": 1.0}, "decay=1.0 is that of a field"),
         ({"task": "regression", "loss": "mse", "network": "cavity"}, "give a module of your own"),

@@ -113,6 +113,18 @@ def _check_arithmetic(like: Tensor) -> None:
         raise ValueError("TF32 is switched on, and echoes drown in its rounding: set allow_tf32 to False")
 
 
+def check_start(start: State, drives: Sequence[Tensor] = ()) -> None:
+    """Refuse a start that is not finite, and drives that are not.
+
+    Raises:
+        FloatingPointError: Says so.
+    """
+    if not all(bool(part.isfinite().all()) for part in start):
+        raise FloatingPointError("the state at the start is not finite: check the inputs")
+    if not all(bool(drive.isfinite().all()) for drive in drives):
+        raise FloatingPointError("a drive is not finite: check the inputs")
+
+
 def check_finite(end: State, flows: Sequence[Step], start: State, dt: float, n_steps: int) -> None:
     """Refuse a simulation that has left the finite numbers.
 
@@ -121,8 +133,7 @@ def check_finite(end: State, flows: Sequence[Step], start: State, dt: float, n_s
     """
     if all(bool(part.isfinite().all()) for part in end):
         return
-    if not all(bool(part.isfinite().all()) for part in start):
-        raise FloatingPointError("the state at the start is not finite: check the inputs")
+    check_start(start)
 
     def look(done: int, state: State) -> State:
         if not all(bool(part.isfinite().all()) for part in state):

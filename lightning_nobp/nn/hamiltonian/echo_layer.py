@@ -15,7 +15,7 @@ from lightning_nobp.functional.hamiltonian import (
     reversal_error,
     simulate,
 )
-from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_state, check_system
+from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_start, check_state, check_system
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import check_nudge
 
@@ -111,6 +111,7 @@ class EchoLayer(nn.Module):
             self.watcher(state, drives)
         try:
             if self.training and len(state[0]) and not (self._is_checked or torch.is_inference_mode_enabled()):
+                check_start(state, drives)
                 self.check(state, drives)
                 self._is_checked = True
             if self.gradient_engine == "autograd":

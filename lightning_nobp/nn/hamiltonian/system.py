@@ -49,13 +49,22 @@ class HamiltonianSystem(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement potential(q, u)  (abstract)")
 
     def potential_gradient(self, q: Tensor, u: Tensor | None) -> Tensor:
-        """``dV/dq``, minus the force, of the shape of ``q``; by autograd through :meth:`potential`."""
+        """``dV/dq``, minus the force, of the shape of ``q``; by autograd through :meth:`potential`.
+
+        Raises:
+            ValueError: The potential has no graph.
+        """
         differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         # Validation runs in inference mode, whose tensors autograd cannot follow.
         with torch.inference_mode(False), torch.enable_grad():
             q, u = followed(q), None if u is None else followed(u)
             q = q if differentiable and q.requires_grad else q.detach().requires_grad_()
             energy = energies(self, q, u).sum()
+            if not energy.requires_grad:
+                raise ValueError(
+                    f"{type(self).__name__}.potential has no derivative by q: build it of torch's operations on q, "
+                    "without detach(), item() or NumPy"
+                )
             return torch.autograd.grad(energy, q, create_graph=differentiable, materialize_grads=True)[0]
 
     def kinetic(self, p: Tensor) -> Tensor:

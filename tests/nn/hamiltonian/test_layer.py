@@ -288,6 +288,28 @@ def test_energies_are_one_a_sample(system, message):
         HamiltonianLayer(system, 0.1, 10)(torch.randn(4, 6))
 
 
+@pytest.mark.parametrize("broken", ["q", "u"])
+def test_inputs_that_are_not_finite_are_named_before_the_force_is_blamed(broken):
+    layer = HamiltonianLayer(LogCoshNetwork(6, 6), 0.1, 10)
+    given = {"q": torch.randn(4, 6), "u": torch.randn(4, 6)}
+    given[broken][1, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"(start|drive) is not finite: check the inputs"):
+        layer(given["q"], u=given["u"])
+    layer(torch.randn(4, 6), u=torch.randn(4, 6))
+
+
+class Cut(HamiltonianSystem):
+    """Energies that autograd cannot follow."""
+
+    def potential(self, q, u):
+        return q.detach().square().sum(dim=1)
+
+
+def test_a_potential_without_a_graph_is_named():
+    with pytest.raises(ValueError, match=r"Cut\.potential has no derivative by q: build it of torch's operations"):
+        HamiltonianLayer(Cut(), 0.1, 10)(torch.randn(4, 6))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_batches_may_be_empty(engine):
     layer = HamiltonianLayer(DuffingNetwork(6), 0.1, 10, engine)
