@@ -10,7 +10,7 @@ from lightning_nobp.callbacks.filter_figure import FilterFigure
 from lightning_nobp.callbacks.fit_summary import FitSummary
 from lightning_nobp.callbacks.ghr_gradient_check import GHRGradientCheck
 from lightning_nobp.callbacks.gradient_alignment import GradientAlignment
-from lightning_nobp.callbacks.gradient_check import GradientCheck
+from lightning_nobp.callbacks.gradient_check import GradientCheck, WrongGradientError
 from lightning_nobp.callbacks.hardware_clock import PLATFORMS, HardwareClock, Platform
 from lightning_nobp.callbacks.hardware_noise import HardwareNoise
 from lightning_nobp.callbacks.layer_accuracy import LayerAccuracy
@@ -51,6 +51,7 @@ __all__ = [
     "SparsityMask",
     "SpikeRaster",
     "StopWhenNoGain",
+    "WrongGradientError",
     "load_layers",
     "run_folder",
 ]

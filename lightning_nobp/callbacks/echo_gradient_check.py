@@ -22,7 +22,7 @@ class EchoGradientCheck(GradientCheck):
     Raises:
         ValueError: An argument that is not positive.
         TypeError: The module is no HamiltonianEcho.
-        RuntimeError: In training: the error is above the tolerance.
+        WrongGradientError: In training: the error is above the tolerance.
     """
 
     rule_type: ClassVar[type[LearningRule]] = HamiltonianEcho
@@ -38,6 +38,7 @@ class EchoGradientCheck(GradientCheck):
             return "the simulation is not reversed exactly: take fewer or shorter time steps"
         eta = default_eta(next(rule.parameters()).dtype) if rule.eta is None else rule.eta
         return (
-            f"eta={eta} is too large for the curvature or too small for the rounding, the simulation is chaotic, "
-            "or the apparatus is imperfect: take another eta, nudge='richardson', or fewer time steps"
+            f"eta={eta} is too large for the curvature, or too small for rounding or noise, the simulation is chaotic, "
+            "or the apparatus is imperfect on purpose (then tolerance=None only logs): take another eta, "
+            "nudge='richardson', or fewer time steps"
         )

@@ -21,7 +21,7 @@ class GHRGradientCheck(GradientCheck):
     Raises:
         ValueError: An argument that is not positive.
         TypeError: The module is no QuaternionBackprop.
-        RuntimeError: In training: the error is above the tolerance.
+        WrongGradientError: In training: the error is above the tolerance.
     """
 
     rule_type: ClassVar[type[LearningRule]] = QuaternionBackprop

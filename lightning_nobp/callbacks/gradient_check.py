@@ -11,6 +11,10 @@ from lightning_nobp.functional.alignment import gradient_alignment
 from lightning_nobp.rules.base import LearningRule
 
 
+class WrongGradientError(RuntimeError):
+    """The gradient that a rule wrote is off by more than a check allows."""
+
+
 class GradientCheck(GradientAlignment):
     """Compare the gradient that a rule wrote with autograd's; training goes on bit for bit as without.
 
@@ -21,7 +25,7 @@ class GradientCheck(GradientAlignment):
     Raises:
         ValueError: An argument that is not positive.
         TypeError: The module is no rule of the kind that is checked.
-        RuntimeError: In training: the error is above the tolerance.
+        WrongGradientError: In training: the error is above the tolerance.
     """
 
     rule_type: ClassVar[type[LearningRule]]
@@ -66,7 +70,7 @@ class GradientCheck(GradientAlignment):
         # NaN is above any tolerance.
         if self.tolerance is not None and not error <= self.tolerance:
             worst = names[int(torch.stack(differences).argmax())]
-            raise RuntimeError(
+            raise WrongGradientError(
                 f"{type(self).__name__}: the written gradient is off by {error:.1e} of autograd's, more than "
                 f"tolerance={self.tolerance}, most of it in {worst}: {self.suspicion(rule)}"
             )

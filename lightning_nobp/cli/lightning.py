@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 import lightning_nobp.datamodules  # short class names work for what is imported
 import lightning_nobp.nn
 import lightning_nobp.rules
-from lightning_nobp.callbacks import FitSummary, PredictionWriter
+from lightning_nobp.callbacks import FitSummary, PredictionWriter, WrongGradientError
 from lightning_nobp.cli.arguments import RUNS, prepare
 from lightning_nobp.cli.recipes import UsageError, nearest
 from lightning_nobp.cli.run_config import RunConfig
@@ -49,7 +49,7 @@ _NOISE = (
 """Warnings that a reader cannot act on, or that a recipe has answered."""
 
 
-_SAY_ENOUGH = (MisconfigurationException, FloatingPointError, OSError)
+_SAY_ENOUGH = (MisconfigurationException, FloatingPointError, OSError, WrongGradientError)
 """Errors of settings, numbers and files: where in the code they arose tells a user nothing."""
 
 _NOT_SAID = re.compile(

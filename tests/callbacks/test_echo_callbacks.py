@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from toys import backprop, loader, trainer, weights
 
-from lightning_nobp.callbacks import EchoGradientCheck, ReversalMonitor
+from lightning_nobp.callbacks import EchoGradientCheck, ReversalMonitor, WrongGradientError
+from lightning_nobp.cli import main
 from lightning_nobp.functional.hamiltonian import Imperfections
 from lightning_nobp.nn import DuffingClassifier, LogCoshClassifier
 from lightning_nobp.rules import HamiltonianEcho
@@ -43,7 +44,7 @@ def test_right_echoes_pass(tmp_path, options):
 
 
 def test_the_nudge_is_named_that_was_taken_by_default(tmp_path):
-    with pytest.raises(RuntimeError, match=r": eta=0\.01 is too"):
+    with pytest.raises(WrongGradientError, match=r": eta=0\.01 is too"):
         fit(tmp_path, rule(), EchoGradientCheck(tolerance=1e-12))
 
 
@@ -128,3 +129,14 @@ def test_time_steps_that_learning_makes_long_are_warned_of(tmp_path):
         warnings.simplefilter("always")
         fit(tmp_path, rule(bounded, optimizer=partial(torch.optim.SGD, lr=1e-6)), Stiffen(1.9))
     assert any("is 1.90, and leapfrog is unstable from 2 on" in str(w.message) for w in told)
+
+
+def test_a_gradient_that_is_wrong_stops_the_command_with_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check = ["--trainer.callbacks+=lightning_nobp.callbacks.EchoGradientCheck"]
+    noise = ["--trainer.callbacks+=lightning_nobp.callbacks.EchoImperfections", "--trainer.callbacks.noise=0.1"]
+    quick = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+    assert main(["fit", "--config", "xor/hamiltonian_echo", *check, *noise, *quick]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("nobp: EchoGradientCheck: the written gradient is off by")]
+    assert "Traceback" not in " ".join(said)
