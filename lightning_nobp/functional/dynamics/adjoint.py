@@ -29,7 +29,7 @@ _StepVjp = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], _Pulled]]]
 class WindowGradient(NamedTuple):
     """What a window says of the couplings.
 
-    Attributes:
+    Args:
         loss: Mean over samples, steps, nodes and components of the squared error.
         weights: Its gradient by the couplings ``(nodes, nodes)``, zero on the diagonal.
     """

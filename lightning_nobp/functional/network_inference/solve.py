@@ -27,7 +27,7 @@ from lightning_nobp.functional.network_inference.statistics import Statistics
 class Solution(NamedTuple):
     """What fits best.
 
-    Attributes:
+    Args:
         weights: ``(nodes, nodes)``, zero on the diagonal.
         coefficients: ``(1 or nodes, terms, components)``, of the local motion.
     """
