@@ -1,5 +1,7 @@
 """The Python of README and documentation runs, their links lead somewhere, and their recipes exist."""
 
+import importlib
+import inspect
 import re
 import runpy
 import sys
@@ -47,6 +49,17 @@ def test_relative_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_nothing_is_left_to_be_filled_in(page):
     assert re.findall(r"@[A-Z]+@|TODO|FIXME", page.read_text()) == []
+
+
+@pytest.mark.parametrize("package", ["callbacks", "datamodules", "metrics", "nn", "rules"])
+def test_every_public_class_and_function_has_a_docstring_and_a_place_in_the_reference(package):
+    module = importlib.import_module(f"lightning_nobp.{package}")
+    # Names of types and tables are told of where they are used.
+    public = {n: getattr(module, n) for n in module.__all__}
+    documented = {n: thing for n, thing in public.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+    reference = (ROOT / "docs" / "api" / f"{package}.rst").read_text()
+    assert [n for n, thing in documented.items() if not inspect.getdoc(thing)] == []
+    assert [n for n in documented if not re.search(rf"auto(class|function):: {n}$", reference, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
