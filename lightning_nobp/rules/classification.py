@@ -277,6 +277,21 @@ def accuracy(scores: Tensor, target: Tensor) -> Tensor:
     return (scores.argmax(dim=-1) == target).to(torch.float32).mean()
 
 
+def loss_of_module(loss: nn.Module, scores: Tensor, target: Tensor) -> Tensor:
+    """What a loss that a user gave as a module says.
+
+    Raises:
+        ValueError: It gives several numbers.
+    """
+    found: Tensor = loss(scores, target)
+    if found.dim():
+        raise ValueError(
+            f"loss={type(loss).__name__} gives numbers of shape {tuple(found.shape)}: it must give one, by "
+            "reduction='mean'"
+        )
+    return found
+
+
 def _is_complete(factory: NetworkFactory) -> bool:
     """Whether a network can be built without a shape and classes."""
     given = factory.keywords if isinstance(factory, partial) else {}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine, check_engine
 from lightning_nobp.nn.hamiltonian.networks import DuffingClassifier, LogCoshClassifier
 from lightning_nobp.nn.networks import NetworkFactory
-from lightning_nobp.rules.classification import ClassificationRule, accuracy
+from lightning_nobp.rules.classification import ClassificationRule, accuracy, loss_of_module
 
 _LOSSES = {"classification": ("cross_entropy", "mse"), "regression": ("mse",)}
 
@@ -158,13 +158,7 @@ class HamiltonianEcho(ClassificationRule):
             ValueError: Targets of another shape, or a loss of several numbers.
         """
         if isinstance(self.loss, nn.Module):
-            found: Tensor = self.loss(scores, target)
-            if found.dim():
-                raise ValueError(
-                    f"loss={type(self.loss).__name__} gives numbers of shape {tuple(found.shape)}: it must give one, "
-                    "by reduction='mean'"
-                )
-            return found
+            return loss_of_module(self.loss, scores, target)
         if not self.classifies and scores.shape != target.shape:
             raise ValueError(f"targets of shape {tuple(target.shape)} do not fit outputs of {tuple(scores.shape)}")
         if self.loss == "cross_entropy":

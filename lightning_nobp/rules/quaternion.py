@@ -15,7 +15,7 @@ from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.nn.quaternion.adam import QuaternionAdam, quaternion_parameters
 from lightning_nobp.nn.quaternion.folk import check_folk, folk_vjp
 from lightning_nobp.nn.quaternion.networks import QuaternionCNN, QuaternionMLP
-from lightning_nobp.rules.classification import ClassificationRule, accuracy
+from lightning_nobp.rules.classification import ClassificationRule, accuracy, loss_of_module
 
 BackwardMode = Literal["ghr", "autograd", "naive", "naive_neg", "noconj", "truncated"]
 
@@ -176,13 +176,7 @@ class QuaternionBackprop(ClassificationRule):
                 loss of several numbers.
         """
         if isinstance(self.loss, nn.Module):
-            found: Tensor = self.loss(scores, target)
-            if found.dim():
-                raise ValueError(
-                    f"loss={type(self.loss).__name__} gives numbers of shape {tuple(found.shape)}: it must give one, "
-                    "by reduction='mean'"
-                )
-            return found
+            return loss_of_module(self.loss, scores, target)
         if not self.classifies:
             if scores.shape != target.shape:
                 raise ValueError(

@@ -22,7 +22,7 @@ from lightning_nobp.nn.hamiltonian import (
     WaveFieldNetwork,
 )
 from lightning_nobp.nn.networks import NetworkFactory
-from lightning_nobp.rules.classification import ClassificationRule, accuracy
+from lightning_nobp.rules.classification import ClassificationRule, accuracy, loss_of_module
 
 EchoMode = Literal["simple", "averaged", "sequential"]
 
@@ -272,13 +272,7 @@ class SelfLearningMachine(ClassificationRule):
             ValueError: Targets of another shape, or a loss of several numbers.
         """
         if isinstance(self.loss, nn.Module):
-            found: Tensor = self.loss(scores, target)
-            if found.dim():
-                raise ValueError(
-                    f"loss={type(self.loss).__name__} gives numbers of shape {tuple(found.shape)}: it must give one, "
-                    "by reduction='mean'"
-                )
-            return found
+            return loss_of_module(self.loss, scores, target)
         if self.loss == "mse":
             if scores.shape != target.shape:
                 raise ValueError(

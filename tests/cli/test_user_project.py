@@ -92,6 +92,8 @@ assert site in pathlib.Path(lightning_nobp.__file__).parents
 assert recipes.folder() == site / "lightning_nobp" / "recipes"
 assert {"digits/backprop", "loggers/wandb"} <= set(recipes.names())
 assert all((site / "lightning_nobp" / name).is_file() for name in ("py.typed", "recipes/measured.json"))
+assert main(["new", "new-rules"]) == 0
+assert pathlib.Path("new-rules/new_rules/rule.py").is_file()
 
 assert main(["fit", "--config", "configs/my.yaml", "--ckpt_path=last", "--trainer.max_epochs=8"]) == 0
 rule = MyRule.load_from_checkpoint("runs/my/version_1/checkpoints/last.ckpt")

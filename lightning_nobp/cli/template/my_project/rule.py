@@ -27,7 +27,7 @@ class WeightPerturbation(ClassificationRule):
 
     @torch.no_grad()
     def compute_gradients(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Add the estimated gradient of the batch's mean loss to ``p.grad``."""
+        """Set ``p.grad`` to the estimated gradient of the batch's mean loss."""
         x, target = batch
         parameters = list(self.built_network().parameters())
         loss = self.loss_function(self(x), target)
