@@ -24,3 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def _one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_of_another_test() -> None:
+    # Lightning leaves its seed in the environment, and goes back to it when a later test starts processes.
+    os.environ.pop("PL_GLOBAL_SEED", None)
