@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import re
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lightning_nobp.cli import recipes
 from lightning_nobp.cli.arguments import RUNS
@@ -36,12 +37,25 @@ class Run(NamedTuple):
         return ", ".join([self.recipe, *map(_short, self.changes)])
 
 
+class Display(NamedTuple):
+    """Where the progress of a run is shown."""
+
+    bars: Progress
+    bar: TaskID
+
+
+Rehearsed = dict[str, dict[str, Any]]
+"""By a run's label, the options with which it fills its budget, or the error of its rehearsal."""
+
+
 def main(arguments: list[str]) -> int:
     """Carry out ``nobp compare``; 1 if a recipe failed, 130 if it was interrupted."""
     parser = _parser()
     options = parser.parse_args(arguments[1:])
-    if options.record and options.vary:
-        parser.error("--record notes what recipes reach as they are: leave it out with --vary")
+    if options.record and (options.vary or options.budget):
+        parser.error("--record notes what recipes reach as they are: leave it out with --vary and --budget")
+    if options.budget and any(setting.startswith("trainer.max_epochs=") for setting in options.set):
+        parser.error("--budget decides how many epochs there are: leave out --set trainer.max_epochs")
     chosen = recipes.expand(options.recipes)
     out = options.out or Path(RUNS) / "compare" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     out.mkdir(parents=True, exist_ok=True)
@@ -54,14 +68,14 @@ def main(arguments: list[str]) -> int:
     ]
     results: list[dict[str, Any]] = []
     try:
-        _run_all(runs, _overrides(options), options.max_time, results)
+        _run_all(runs, options, results)
     except KeyboardInterrupt:
         # What is finished took its time: it is kept.
         print(f"nobp: interrupted, {len(results)} of {len(runs)} runs are finished", file=sys.stderr)
     from lightning_nobp.cli import report
 
     command = "nobp " + shlex.join(arguments)
-    report.write(out, results, command, len(runs))
+    report.write(out, results, command, len(runs), budget=options.budget, weight_noise=options.weight_noise)
     report.show(results, out)
     if len(results) < len(runs):
         return 130
@@ -93,6 +107,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--first-seed", type=_at_least(0), default=0, help="the first of them (default 0)")
     parser.add_argument("--max_time", type=_duration, help="longest training of each run, as HH:MM:SS or DD:HH:MM:SS")
+    parser.add_argument(
+        "--budget",
+        type=_positive,
+        metavar="SECONDS",
+        help="seconds of the processor that each training fills: the epochs that fit, found in a short rehearsal",
+    )
+    parser.add_argument(
+        "--weight-noise",
+        type=_positive,
+        metavar="SCALE",
+        help="test once more with every weight times 1 + SCALE * n, n drawn from a normal distribution",
+    )
     parser.add_argument("--out", type=_new_folder, help=f"folder of the results (default {RUNS}/compare/<time>)")
     parser.add_argument(
         "--set",
@@ -131,6 +157,16 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def _new_folder(text: str) -> Path:
     path = Path(text)
     for part in (path, *path.parents):
@@ -162,7 +198,7 @@ def _duration(text: str) -> str:
     return f"00:{text}" if text.count(":") == 2 else text
 
 
-def _run_all(runs: list[Run], overrides: list[str], max_time: str | None, results: list[dict[str, Any]]) -> None:
+def _run_all(runs: list[Run], asked: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Add to ``results`` as each run ends, in the order of the runs; one that failed has ``error`` among them."""
     context = multiprocessing.get_context(_start_method())
     if context.get_start_method() == "forkserver":
@@ -170,13 +206,14 @@ def _run_all(runs: list[Run], overrides: list[str], max_time: str | None, result
         context.set_forkserver_preload(
             ["lightning_nobp.cli.measured_run", "sklearn.datasets", "sklearn.model_selection", "torchvision"]
         )
+    rehearsed: Rehearsed = {}
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         total = progress.add_task("all", total=len(runs), state="")
         for run in runs:
             task = progress.add_task(f"{run.label}, seed {run.seed}", total=None, state="starting")
-            result = _run_one(context, run, overrides, _limit(max_time), progress, task)
+            result = _run_one(context, run, asked, rehearsed, Display(progress, task))
             results.append({"recipe": run.label, "seed": run.seed} | result)
             state = f"failed: {result['error']}" if "error" in result else _reached(result)
             progress.update(task, state=state, total=1, completed=1)
@@ -186,19 +223,36 @@ def _run_all(runs: list[Run], overrides: list[str], max_time: str | None, result
 
 
 def _run_one(
-    context: Any, run: Run, overrides: list[str], limit: float | None, progress: Progress, task: Any
+    context: Any, run: Run, asked: argparse.Namespace, rehearsed: Rehearsed, display: Display
+) -> dict[str, Any]:
+    """Train and test; the first of several seeds rehearses for all of them."""
+    # All runs use the same split of the data: its seed is data.seed, not this one.
+    options = [f"--seed_everything={run.seed}", *_overrides(asked), *(f"--{change}" for change in run.changes)]
+    limit = _limit(asked.max_time)
+    if asked.budget is not None:
+        if run.label not in rehearsed:
+            task = (run.recipe, options, run.folder.parent / "rehearsal", asked.budget, 0.0)
+            rehearsed[run.label] = _in_process(context, _rehearse_in_child, task, limit, display)
+        found = rehearsed[run.label]
+        if "error" in found:
+            return found
+        options += found["options"]
+    task = (run.recipe, options, run.folder, asked.budget, asked.weight_noise or 0.0)
+    return _in_process(context, _measure_in_child, task, limit, display)
+
+
+def _in_process(
+    context: Any, work: Callable[..., None], task: tuple[Any, ...], limit: float | None, display: Display
 ) -> dict[str, Any]:
     ours, theirs = context.Pipe(duplex=False)
-    # All runs use the same split of the data: its seed is data.seed, not this one.
-    options = [f"--seed_everything={run.seed}", *overrides, *(f"--{change}" for change in run.changes)]
-    child = context.Process(target=_run_in_child, args=(run.recipe, options, run.folder, theirs))
+    child = context.Process(target=work, args=(*task, theirs))
     child.start()
     theirs.close()
     try:
-        return _follow(ours, time.monotonic() + limit if limit else None, progress, task)
+        return _follow(ours, time.monotonic() + limit if limit else None, display)
     except EOFError:
         child.join()
-        return {"error": f"ended with exit code {child.exitcode}; see {run.folder / 'log.txt'}"}
+        return {"error": f"ended with exit code {child.exitcode}; see {task[2] / 'log.txt'}"}
     except KeyboardInterrupt:
         child.kill()
         raise
@@ -209,14 +263,20 @@ def _run_one(
         child.join()
 
 
-def _run_in_child(*args: Any) -> None:
+def _measure_in_child(*args: Any) -> None:
     # Imported here: this process needs no torch, which takes seconds.
-    from lightning_nobp.cli.measured_run import run_in_child
+    from lightning_nobp.cli.measured_run import Task, in_child, measure
 
-    run_in_child(*args)
+    in_child(measure, Task(*args[:-1]), args[-1])
 
 
-def _follow(pipe: Connection, deadline: float | None, progress: Progress, task: Any) -> dict[str, Any]:
+def _rehearse_in_child(*args: Any) -> None:
+    from lightning_nobp.cli.measured_run import Task, in_child, rehearse
+
+    in_child(rehearse, Task(*args[:-1]), args[-1])
+
+
+def _follow(pipe: Connection, deadline: float | None, display: Display) -> dict[str, Any]:
     """Show what a run sends until it is done."""
     while True:
         if deadline is not None and not pipe.poll(max(0.0, deadline - time.monotonic())):
@@ -227,7 +287,7 @@ def _follow(pipe: Connection, deadline: float | None, progress: Progress, task: 
         if kind == "failed":
             return {"error": content}
         total = content["epochs"] if content["epochs"] and content["epochs"] > 0 else None
-        progress.update(task, total=total, completed=content["epoch"], state=_reached(content))
+        display.bars.update(display.bar, total=total, completed=content["epoch"], state=_reached(content))
 
 
 def _reached(result: dict[str, Any]) -> str:
