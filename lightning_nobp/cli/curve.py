@@ -94,28 +94,28 @@ class Pace(Callback):
     """Ends a rehearsal as soon as it has shown how long a step takes.
 
     Args:
-        seconds: Seconds of the processor that the rehearsal may take.
+        seconds: Seconds of the processor that the counted steps take, at least.
     """
 
     WARM_UP, LEAST = 5, 20
-    """Steps that are not counted, and the fewest that are, if an epoch has as many."""
+    """Steps that are not counted, and the fewest that are."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._start = self._used = 0.0
-        self._steps = 0
+        self._steps = -self.WARM_UP
 
     @property
     def step_seconds(self) -> float:
         """Of the processor, on all cores."""
-        return self._used / max(1, self._steps)
+        return self._used / self._steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read the clock."""
-        if batch_idx + 1 == min(self.WARM_UP, trainer.num_training_batches // 2):
+        self._steps += 1
+        if self._steps == 0:
             self._start = time.process_time()
-        elif self._start:
-            self._steps, self._used = self._steps + 1, time.process_time() - self._start
-            trainer.should_stop |= self._steps >= self.LEAST and self._used >= self.seconds
+        self._used = time.process_time() - self._start
+        trainer.should_stop |= self._steps >= self.LEAST and self._used >= self.seconds

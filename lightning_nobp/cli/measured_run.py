@@ -8,12 +8,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_nobp.cli.arguments import prepare
+from lightning_nobp.cli.compare_runs import Task
 from lightning_nobp.cli.curve import Curve, Pace, TimedAlignment
 from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
 from lightning_nobp.cli.recipes import UsageError
@@ -24,30 +25,11 @@ from lightning_nobp.rules.closed_form import ClosedFormRule
 ALIGNMENT_EVERY = 50
 """Steps from one measurement of the alignment to the next: about 2 % of the time."""
 
-
 NOISE_DRAWS = 3
 """Networks with noisy weights that are tested, each with noise of its own."""
 
 POINTS = 10
 """Validations of a run with a budget, about."""
-
-
-class Task(NamedTuple):
-    """What a process of its own is to do.
-
-    Args:
-        recipe: Name of the recipe.
-        options: More options of the command line.
-        folder: Where all its files go.
-        budget: Seconds of the processor that training may use; None for as many as the recipe takes.
-        noise: Relative noise of the weights in one more test; 0 for none.
-    """
-
-    recipe: str
-    options: list[str]
-    folder: Path
-    budget: float | None = None
-    noise: float = 0.0
 
 
 def in_child(work: Callable[[Task, Connection], dict[str, Any]], task: Task, progress: Connection) -> None:
@@ -82,7 +64,8 @@ def rehearse(task: Task, progress: Connection) -> dict[str, Any]:
     """
     assert task.budget is not None
     pace = Pace(task.budget / 20)
-    short = ("--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    # As many epochs as it takes: the pace ends them.
+    short = ("--trainer.max_epochs=1000000", "--trainer.logger=false", "--trainer.enable_checkpointing=false")
     unseen = ("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0")
     cli = _build(task._replace(options=[*task.options, *short, *unseen]), [pace])
     if isinstance(cli.model, ClosedFormRule):

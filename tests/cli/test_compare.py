@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_nobp.cli import compare, recipes
+from lightning_nobp.cli import compare, compare_runs, recipes
 from lightning_nobp.cli.report import conditions, draw
 from lightning_nobp.cli.weight_noise import weight_noise
 
@@ -240,7 +240,7 @@ def test_wrong_options_are_refused_before_anything_runs(nobp, tmp_path, option, 
 
 def test_a_run_that_hangs_is_given_up():
     ours, _theirs = Pipe(duplex=False)
-    assert compare._follow(ours, deadline=0.0, display=None) == {"error": "took too long and was stopped"}
+    assert compare_runs._follow(ours, deadline=0.0, display=None) == {"error": "took too long and was stopped"}
 
 
 def test_recording_notes_means_beside_the_recipes(tmp_path, monkeypatch):
