@@ -310,7 +310,9 @@ def test_a_budget_is_filled_by_every_recipe_and_learning_rates_fall_over_it(nobp
     assert config["model"]["init_args"]["lr_scheduler"]["init_args"]["T_max"] == epochs
     for result in (first, second):
         assert result["epochs"] <= epochs
-        assert result["samples"] == pytest.approx(result["steps"] * 32, rel=0.02)
+        assert result["samples"] == pytest.approx(
+            result["steps"] * 32, rel=0.05
+        )  # the last batch of an epoch is smaller
         # One step over the budget at most, or the epochs that the rehearsal found.
         assert result["training_cpu_seconds"] < 2.5
         assert result["training_cpu_seconds"] <= result["cpu_seconds"]
