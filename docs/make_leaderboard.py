@@ -37,7 +37,8 @@ MNIST, with equal **epochs**, and with equal numbers of **weights**. Each row is
 one thread, with three seeds: the mean of the test accuracy ± its standard deviation, at the epoch that was best in
 validation.
 
-With a budget of seconds, a short rehearsal finds how many epochs fit, and learning rates fall over these. Validation,
+With a budget of seconds, a short rehearsal finds how many epochs fit, and learning rates fall over these; the last of
+them is cut where the budget ends. Validation,
 tests and the measurement of the alignment are not counted. `ResidualCompensation` solves for its weights, layer by
 layer: it ends when all layers are solved, or with the layers that the budget allowed.
 

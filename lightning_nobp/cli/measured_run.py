@@ -1,6 +1,7 @@
 """One recipe trained, tested and measured, in a process of its own."""
 
 import io
+import math
 import os
 import statistics
 import sys
@@ -28,7 +29,7 @@ ALIGNMENT_EVERY = 50
 NOISE_DRAWS = 3
 """Networks with noisy weights that are tested, each with noise of its own."""
 
-POINTS = 10
+POINTS = 8
 """Validations of a run with a budget, about."""
 
 
@@ -72,7 +73,8 @@ def rehearse(task: Task, progress: Connection) -> dict[str, Any]:
         return {"options": []}
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     epochs = task.budget / (pace.step_seconds * cli.trainer.num_training_batches)
-    whole = max(1, int(epochs))
+    # The last of them is cut where the budget ends.
+    whole = math.ceil(epochs)
     options = [f"--trainer.max_epochs={whole}", f"--trainer.check_val_every_n_epoch={max(1, whole // POINTS)}"]
     if epochs < POINTS / 2:
         options.append(f"--trainer.val_check_interval={min(1.0, epochs / POINTS):.4f}")
