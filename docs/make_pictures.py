@@ -83,7 +83,7 @@ def backprop() -> str:
         parts += [box(x, 60, 60, 50, f"W_{n}"), arrow(x + 62, 85, x + 100, 85)]
         parts += [dot(x + 30, 155, 18, TEACH, f"g_{n}"), arrow(x + 30, 135, x + 30, 116, TEACH)]
     parts += [arrow(x, 155, x - 61, 155, TEACH) for x in (220, 325)]
-    parts += [box(420, 60, 50, 50, "loss", INK), line([(445, 112), (445, 155), (413, 155)], TEACH, 2.5, arrow=True)]
+    parts += [box(420, 60, 50, 50, "loss", INK), line([(445, 112), (445, 155), (369, 155)], TEACH, 2.5, arrow=True)]
     parts += [text(240, 35, "forward", FORWARD), text(240, 205, "the error travels back, layer by layer", TEACH)]
     return svg("Backpropagation: the error travels back through all layers", *parts)
 
