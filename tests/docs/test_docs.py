@@ -22,6 +22,19 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 CONFIG = re.compile(r"--config[ =]([\w./<>-]+)")
 
 
+RULES = [page for page in sorted((ROOT / "docs" / "rules").glob("*.md")) if page.stem != "index"]
+PARTS = [
+    "The idea in a picture",
+    "The mathematics",
+    "How to use it",
+    "Results",
+    "Limits",
+    "When to use it",
+    "How it is checked",
+    "References",
+]
+
+
 def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
@@ -83,3 +96,29 @@ def test_the_leaderboard_is_what_the_results_files_say():
     pictures = re.findall(r"\]\((leaderboard/[\w/]+\.png)\)", text)
     assert len(pictures) == 6
     assert [p for p in pictures if not (ROOT / "docs" / p).is_file()] == []
+
+
+@pytest.mark.parametrize("page", RULES, ids=name)
+def test_every_page_of_a_rule_has_the_same_parts_in_the_same_order_and_none_is_empty(page):
+    text = re.sub(r"^```.*?^```", "code", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    heads_and_bodies = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)[1:]
+    assert heads_and_bodies[::2] == PARTS
+    parts = dict(zip(PARTS, heads_and_bodies[1::2], strict=True))
+    assert [head for head, body in parts.items() if not body.strip()] == []
+    assert f"]({page.stem}.svg)" in parts["The idea in a picture"]
+    assert "../results.md" in parts["Results"]
+
+
+def test_every_rule_is_in_both_galleries():
+    gallery, front = (set(LINK.findall((ROOT / "docs" / page).read_text())) for page in ("rules/index.md", "index.md"))
+    wanted = {f"{page.stem}{suffix}" for page in RULES for suffix in (".md", ".svg")}
+    assert wanted - gallery == set()
+    assert {f"rules/{target}" for target in wanted} - front == set()
+
+
+def test_pictures_are_what_their_script_draws():
+    pictures = runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))["pictures"]()
+    assert {path.name for path in pictures} >= {f"{page.stem}.svg" for page in RULES}
+    for path, picture in pictures.items():
+        assert path.read_text() == picture
+        assert len(picture) < 25_000
