@@ -52,6 +52,8 @@ layer: it ends when all layers are solved, or with the layers that the budget al
 This page and its pictures are written by `python docs/make_leaderboard.py` from the files in `docs/leaderboard`, which
 are the `results.json` of the commands below.
 """
+SHARES = (0.5, 1, 2, 5, 10, 20, 30, 50, 70, 80, 90, 95, 98, 99)
+"""Per cent that are marked in the pictures."""
 PARTS = {
     "cpu_seconds": ("Equal seconds of the processor", ("mnist", "fashion_mnist", "cifar10", "tiny_imagenet")),
     "epochs": ("Equal epochs", ("mnist",)),
@@ -133,9 +135,13 @@ def failures(comparisons: list[dict[str, Any]]) -> list[str]:
 
 
 def draw(part: str, data_set: str) -> Any:
-    """Validation accuracy against CPU seconds of training: the mean of the seeds, and their range as a band."""
+    """Validation accuracy against CPU seconds of training: the mean of the seeds, and their range as a band.
+
+    The scale of the accuracies is that of odds: 98 and 99 % are as far apart as 1 and 2 %.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -152,17 +158,23 @@ def draw(part: str, data_set: str) -> Any:
         axes.fill_between(
             seconds, list(map(min, accuracies)), list(map(max, accuracies)), color=colours(number), alpha=0.2
         )
-    axes.set(xscale="log", xlabel="CPU seconds of training", ylabel="validation accuracy, %", title=TITLES[data_set])
+    axes.set(xlabel="CPU seconds of training", ylabel="validation accuracy, %", title=TITLES[data_set])
+    axes.set(xscale="log", yscale="logit")
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_locator(FixedLocator([share / 100 for share in SHARES]))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{share:g}" for share in SHARES]))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right center", fontsize=9)
     return figure
 
 
 def mean_curve(curves: list[list[dict[str, float]]]) -> tuple[list[float], list[list[float]]]:
-    """Points that all seeds have: mean seconds, and the accuracy in per cent of each seed."""
+    """Points that all seeds have: mean seconds, and the accuracy of each seed."""
     together = [points for points in zip(*curves, strict=False) if all("val/accuracy" in point for point in points)]
     seconds = [statistics.fmean(point["training_cpu_seconds"] for point in points) for points in together]
-    return seconds, [[100 * point["val/accuracy"] for point in points] for points in together]
+    return seconds, [[point["val/accuracy"] for point in points] for points in together]
 
 
 def kind(recipe: str) -> str:
