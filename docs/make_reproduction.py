@@ -11,12 +11,13 @@ from itertools import groupby
 from typing import Any
 
 import yaml
-from make_results import ROOT, Measured, accuracy, between, table
+from make_results import ROOT, Measured, accuracy, table
 
 from lightning_nobp.cli.report import figure
 
 DOCS = ROOT / "docs"
 PAGE = DOCS / "reproduction.md"
+START = "<!-- claims: written by docs/make_reproduction.py -->\n"
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be tested here")
 
 Claim = dict[str, Any]
@@ -26,7 +27,8 @@ def page() -> str:
     """What docs/reproduction.md must hold."""
     measured: Measured = json.loads((ROOT / "recipes" / "measured.json").read_text())
     sections = [line for paper in papers() for line in section(paper, measured)]
-    return between(PAGE, [*summary(papers()), *sections])
+    introduction = PAGE.read_text().partition(START)[0]
+    return introduction + START + "\n" + "\n".join([*summary(papers()), *sections]).rstrip() + "\n"
 
 
 def papers() -> list[dict[str, Any]]:
