@@ -72,11 +72,11 @@ def block(claim: Claim, measured: Measured) -> list[str]:
 
 def recorded(names: list[str], metrics: list[str] | None, measured: Measured) -> list[str]:
     """Figures of recipes, and the commands that recorded them."""
-    rows = [["recipe", ", ".join(metrics or ["test accuracy, %"]), "seeds", "weights", "seconds"]]
+    rows = [["recipe", ", ".join(metrics or ["test accuracy, %"]), "seeds", "weights", "CPU seconds"]]
     for name in names:
         r = measured[name]
         values = ", ".join(figure(r["test_others"][m]) for m in metrics) if metrics else accuracy(r)
-        seconds = f"{r['cpu_seconds']:.0f} of CPU" if "cpu_seconds" in r else f"{r['seconds']:.0f}"
+        seconds = f"{r['cpu_seconds']:.0f}" if "cpu_seconds" in r else f"({r['seconds']:.0f} elapsed)"
         rows.append([f"`{name}`", values, str(len(r["seeds"])), f"{r['parameters']:,}", seconds])
     notes = [f"{note}." for note in dict.fromkeys(measured[name]["note"] for name in names) if note]
     lines = [*table(rows), "", *notes, *([""] if notes else [])]
