@@ -76,7 +76,7 @@ def recorded(names: list[str], metrics: list[str] | None, measured: Measured) ->
     for name in names:
         r = measured[name]
         values = ", ".join(figure(r["test_others"][m]) for m in metrics) if metrics else accuracy(r)
-        seconds = f"{r['cpu_seconds']:.0f}" if "cpu_seconds" in r else f"({r['seconds']:.0f} elapsed)"
+        seconds = f"{r['cpu_seconds']:.1f}" if "cpu_seconds" in r else f"({r['seconds']:.1f} elapsed)"
         rows.append([f"`{name}`", values, str(len(r["seeds"])), f"{r['parameters']:,}", seconds])
     notes = [f"{note}." for note in dict.fromkeys(measured[name]["note"] for name in names) if note]
     lines = [*table(rows), "", *notes, *([""] if notes else [])]
