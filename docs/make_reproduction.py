@@ -72,12 +72,12 @@ def block(claim: Claim, measured: Measured) -> list[str]:
 
 def recorded(names: list[str], metrics: list[str] | None, measured: Measured) -> list[str]:
     """Figures of recipes, and the commands that recorded them."""
-    rows = [["recipe", ", ".join(metrics or ["test accuracy, %"]), "seeds", "weights", "CPU seconds"]]
+    rows = [["recipe", *(metrics or ["test accuracy, %"]), "seeds", "weights", "CPU seconds"]]
     for name in names:
         r = measured[name]
-        values = ", ".join(figure(r["test_others"][m]) for m in metrics) if metrics else accuracy(r)
+        values = [figure(r["test_others"][m]) for m in metrics] if metrics else [accuracy(r)]
         seconds = f"{r['cpu_seconds']:.1f}" if "cpu_seconds" in r else f"({r['seconds']:.1f} elapsed)"
-        rows.append([f"`{name}`", values, str(len(r["seeds"])), f"{r['parameters']:,}", seconds])
+        rows.append([f"`{name}`", *values, str(len(r["seeds"])), f"{r['parameters']:,}", seconds])
     notes = [f"{note}." for note in dict.fromkeys(measured[name]["note"] for name in names) if note]
     lines = [*table(rows), "", *notes, *([""] if notes else [])]
     return lines + shell(list(dict.fromkeys(measured[name]["command"] for name in names)))
