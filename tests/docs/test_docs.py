@@ -122,3 +122,36 @@ def test_pictures_are_what_their_script_draws():
     for path, picture in pictures.items():
         assert path.read_text() == picture
         assert len(picture) < 25_000
+
+
+@pytest.fixture
+def reproduction(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("make_reproduction")
+
+
+def test_the_reproduction_page_is_made_of_claims_and_what_was_recorded(reproduction):
+    assert reproduction.PAGE.read_text() == reproduction.page()
+
+
+def test_a_verdict_has_a_figure_or_is_none(reproduction):
+    claims = [claim for paper in reproduction.papers() for claim in paper["claims"]]
+    evidence = ("recipes", "studies", "runs", "python")
+    bare = [c["claim"] for c in claims if not any(c.get(kind) for kind in evidence)]
+    assert bare == [c["claim"] for c in claims if c["verdict"] == "cannot be tested here"]
+
+
+def test_a_row_that_no_page_shows_is_named(reproduction):
+    command = "python tests/benchmarks/study_mgd.py noise"
+    with pytest.raises(ValueError, match=r"no row of '.*noise' in rules/mgd.md begins with '0.02'"):
+        reproduction.quoted("rules/mgd.md", command, ["0.02"])
+
+
+def test_a_verdict_that_there_is_not_is_refused(reproduction):
+    with pytest.raises(ValueError, match="verdict='maybe' of 'it works' is not one of reproduced, partly"):
+        reproduction.block({"claim": "it works", "verdict": "maybe"}, {})
+
+
+def test_scripts_of_the_reproduction_page_exist(reproduction):
+    scripts = re.findall(r"python (tests/[\w/]+\.py)", reproduction.PAGE.read_text())
+    assert [s for s in scripts if not (ROOT / s).exists()] == []
