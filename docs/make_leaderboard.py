@@ -1,4 +1,4 @@
-"""Write docs/leaderboard.md and its pictures from the results files that ``nobp compare`` wrote.
+"""Write docs/leaderboard.md, its pictures and README.md's table from the results files that ``nobp compare`` wrote.
 
 Run ``python docs/make_leaderboard.py`` after the ``results.json`` of comparisons have been put into
 ``docs/leaderboard``: as ``<budget>/<data set>.json``, or ``<budget>/<data set>-<part>.json`` if a table needs several
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from make_results import DATA_SETS, ROOT, table
+from make_results import DATA_SETS, ROOT, accuracy, between, table
 
 from lightning_nobp.cli import recipes
 from lightning_nobp.cli.report import means
 
-PAGE = ROOT / "docs" / "leaderboard.md"
 FILES = ROOT / "docs" / "leaderboard"
+START = "<!-- leaderboard: written by docs/make_leaderboard.py -->\n"
 TITLES = DATA_SETS | {"cifar10": "CIFAR-10 (JPEG)", "tiny_imagenet": "TinyImageNet-100/class"}
 RULES = (
     *("backprop", "backprop_cnn", "forward_forward", "symba", "mgd", "sparseprop"),
-    *("quaternion", "spiking", "hamiltonian_echo", "residual_compensation"),
+    *("quaternion", "spiking", "hamiltonian_echo", "residual_compensation", "residual_compensation_fast"),
 )
 """In the order of their colours."""
 HEAD = (
@@ -63,6 +63,23 @@ REMARKS = {
     "epochs": "Five epochs for every rule; `ResidualCompensation` has an epoch for each of its layers.",
     "parameters": "Networks of about 100,000 weights, and 30 seconds of the processor for each training.",
 }
+
+
+def pages() -> dict[Path, str]:
+    """What each file must hold."""
+    readme = ROOT / "README.md"
+    return {ROOT / "docs" / "leaderboard.md": page(), readme: between(readme, overview(), START)}
+
+
+def overview() -> list[str]:
+    """Test accuracy with equal seconds, a row for each rule, a column for each data set, and the commands."""
+    data_sets = PARTS["cpu_seconds"][1]
+    comparisons = {data_set: read("cpu_seconds", data_set) for data_set in data_sets}
+    found = {row["recipe"]: row for c in comparisons.values() for one in c for row in means(one["results"])}
+    rows = [["recipe", *(TITLES[data_set] for data_set in data_sets)]]
+    rows += [[f"`…/{rule}`", *(accuracy(found.get(f"{d}/{rule}")) for d in data_sets)] for rule in RULES]
+    commands = [one["command"] for c in comparisons.values() for one in c]
+    return [*table(rows), "", "```sh", *commands, "```"]
 
 
 def page() -> str:
@@ -115,12 +132,9 @@ def cells(row: dict[str, Any]) -> list[str]:
     def number(name: str, form: str, factor: float = 1) -> str:
         return "" if row[name] is None else format(factor * row[name], form)
 
-    accuracy = number("test_accuracy", ".2f", 100)
-    if row["test_accuracy_std"] is not None:
-        accuracy += f" ± {100 * row['test_accuracy_std']:.2f}"
     recipe = row["recipe"].partition(",")[0]
     return [
-        *(f"`{row['recipe']}`", recipes.summary(recipe), accuracy or "failed"),
+        *(f"`{row['recipe']}`", recipes.summary(recipe), accuracy(row) or "failed"),
         *(number("noisy_test_accuracy", ".2f", 100), number("alignment", ".3f"), number("parameters", ",.0f")),
         *(number("epochs", ".0f"), number("samples", ",.0f"), number("training_cpu_seconds", ".1f")),
         *(number("seconds", ".1f"), number("peak_memory_mib", ".0f")),
@@ -145,7 +159,7 @@ def draw(part: str, data_set: str) -> Any:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    colours = colormaps["tab10"]
+    colours = [*colormaps["tab10"].colors, "black"]
     results = [r for c in read(part, data_set) for r in c["results"]]
     for number, rule in enumerate(RULES):
         curves = [r["curve"] for r in results if kind(r["recipe"]) == rule and r.get("curve")]
@@ -154,9 +168,9 @@ def draw(part: str, data_set: str) -> Any:
         seconds, accuracies = mean_curve(curves)
         mean = [statistics.fmean(values) for values in accuracies]
         # A line of one point is none.
-        axes.plot(seconds, mean, color=colours(number), marker="o", markersize=3, label=rule)
+        axes.plot(seconds, mean, color=colours[number], marker="o", markersize=3, label=rule)
         axes.fill_between(
-            seconds, list(map(min, accuracies)), list(map(max, accuracies)), color=colours(number), alpha=0.2
+            seconds, list(map(min, accuracies)), list(map(max, accuracies)), color=colours[number], alpha=0.2
         )
     axes.set(xlabel="CPU seconds of training", ylabel="validation accuracy, %", title=TITLES[data_set])
     axes.set(xscale="log", yscale="logit")
@@ -179,12 +193,13 @@ def mean_curve(curves: list[list[dict[str, float]]]) -> tuple[list[float], list[
 
 def kind(recipe: str) -> str:
     """The rule's part of a recipe's name."""
-    return recipe.partition(",")[0].rpartition("/")[2].removesuffix("_fast")
+    return recipe.partition(",")[0].rpartition("/")[2]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
     for part, (_, data_sets) in PARTS.items():
         for data_set in data_sets:
             draw(part, data_set).savefig(FILES / part / f"{data_set}.png", dpi=110)
-    print(PAGE.relative_to(ROOT))
