@@ -103,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         help="an option for all, like trainer.max_epochs=3",
     )
     parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a configuration that is merged with all, like loggers/wandb",
+    )
+    parser.add_argument(
         "--vary",
         action="append",
         default=[],
@@ -116,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    found = [f"--{setting}" for setting in options.set]
+    found = [f"--config={recipes.find(name)}" for name in options.config]
+    found += [f"--{setting}" for setting in options.set]
     if options.max_time:
         found.append(f"--trainer.max_time={options.max_time}")
     return found

@@ -18,6 +18,7 @@ from lightning_nobp.cli.arguments import prepare
 from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
 from lightning_nobp.cli.recipes import UsageError
 from lightning_nobp.cli.report import COUNTS
+from lightning_nobp.cli.wandb_run import finish
 
 ALIGNMENT_EVERY = 50
 """Steps from one measurement of the alignment to the next: about 2 % of the time."""
@@ -97,10 +98,14 @@ def run_in_child(recipe: str, options: list[str], folder: Path, progress: Connec
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
     try:
-        progress.send(("done", measure(recipe, options, folder, progress)))
+        result = measure(recipe, options, folder, progress)
+        # A process of multiprocessing ends without W&B's own ending.
+        finish()
+        progress.send(("done", result))
     except UsageError as error:
         progress.send(("failed", str(error)))
     except BaseException as error:
+        finish(exit_code=1)
         traceback.print_exc()
         progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))
 
@@ -113,6 +118,7 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
     arguments = [
         *(f"--config={recipe}", f"--trainer.default_root_dir={folder}"),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        "--figures=0",  # their time would count
         *options,
     ]
     prepared = prepare(arguments)
