@@ -48,9 +48,16 @@ def _read(folder: Path) -> OfflineRun:
     return OfflineRun(
         folder,
         records["run"][0],
-        [record["update"] for record in records.get("config", [])],
+        [_with_infinity(record["update"]) for record in records.get("config", [])],
         [record["item"] for record in records.get("history", [])],
         summary,
         records.get("artifact", []),
         records["exit"][0].get("exit_code") if "exit" in records else None,
     )
+
+
+def _with_infinity(value: Any) -> Any:
+    """The same, with infinity as a number: W&B writes the word."""
+    if isinstance(value, dict):
+        return {key: _with_infinity(entry) for key, entry in value.items()}
+    return float("inf") if value == "Infinity" else value
