@@ -11,6 +11,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
 from lightning_nobp.cli import recipes
+from lightning_nobp.cli.arguments import prepare
+from lightning_nobp.cli.lightning import NobpCLI, command_line
 
 SWEEPS = [name for name in recipes.names() if name.startswith("sweeps/")]
 TUNABLE = {
@@ -77,13 +79,14 @@ def test_every_rule_with_something_to_tune_has_a_sweep():
 
 @pytest.mark.parametrize("where", ["low", "high"])
 @pytest.mark.parametrize("name", SWEEPS)
-def test_both_ends_of_every_range_are_accepted(nobp, name, where):
+def test_both_ends_of_every_range_are_accepted(name, where):
     sweep = read(name)
     args = choice(sweep, where)
-    _, *command = agent_command(sweep, args)
-    run = nobp(*command, "--print_config")
-    assert run.status == 0, run.err
-    config = yaml.safe_load(run.out)
+    _, _, *command = agent_command(sweep, args)
+    prepared = prepare(command)
+    with command_line(prepared.arguments):
+        built = NobpCLI(prepared.recipe, run=False)
+    config = yaml.safe_load(built.parser.dump(built.config))
     assert {key: option(config, key) for key in args} == {key: as_number(arg["value"]) for key, arg in args.items()}
 
 
