@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_import.py [--rounds 11]
 
 Every import runs in an interpreter of its own, one after another, round after round, the first round not counted. The
-table gives the median seconds, those of the processor, and the ratios of these medians to Lightning's.
+table gives the median seconds, on the wall and of the processor, and the ratios of both to Lightning's.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
             found[name].append(measure(name))
     table = Table(title="Imports, each in a new interpreter")
     table.add_column("import")
-    for column in ("seconds", "of the processor", "to lightning", "of the processor", "W&B too"):
+    for column in ("seconds", "CPU seconds", "to lightning", "CPU", "W&B too"):
         table.add_column(column, justify="right")
     medians = {n: [statistics.median(values) for values in zip(*rows[1:], strict=True)] for n, rows in found.items()}
     for name, (seconds, cpu_seconds, wandb) in medians.items():
