@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
         help="an option for all, like trainer.max_epochs=3",
     )
     parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a configuration that is merged with all, like loggers/wandb",
+    )
+    parser.add_argument(
         "--vary",
         action="append",
         default=[],

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from lightning_nobp.cli import recipes
+
 
 class Run(NamedTuple):
     """One recipe with one seed."""
@@ -185,7 +187,8 @@ def _short(change: str) -> str:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    found = [f"--{setting}" for setting in options.set]
+    found = [f"--config={recipes.find(name)}" for name in options.config]
+    found += [f"--{setting}" for setting in options.set]
     if options.max_time:
         found.append(f"--trainer.max_time={options.max_time}")
     return found

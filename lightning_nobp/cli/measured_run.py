@@ -20,6 +20,7 @@ from lightning_nobp.cli.curve import Curve, Pace, TimedAlignment
 from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
 from lightning_nobp.cli.recipes import UsageError
 from lightning_nobp.cli.report import COUNTS
+from lightning_nobp.cli.wandb_run import finish
 from lightning_nobp.cli.weight_noise import weight_noise
 from lightning_nobp.rules.closed_form import ClosedFormRule
 
@@ -50,10 +51,14 @@ def in_child(work: Callable[[Task, Connection], dict[str, Any]], task: Task, pro
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
     try:
-        progress.send(("done", work(task, progress)))
+        result = work(task, progress)
+        # A process of multiprocessing ends without W&B's own ending.
+        finish()
+        progress.send(("done", result))
     except UsageError as error:
         progress.send(("failed", str(error)))
     except BaseException as error:
+        finish(exit_code=1)
         traceback.print_exc()
         progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))
 
@@ -123,6 +128,7 @@ def _build(task: Task, callbacks: list[Callback]) -> NobpCLI:
     arguments = [
         *(f"--config={task.recipe}", f"--trainer.default_root_dir={task.folder}"),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        "--figures=0",  # their time would count
         *task.options,
     ]
     prepared = prepare(arguments)
