@@ -290,6 +290,14 @@ def test_values_are_tried_one_after_another(nobp, tmp_path):
     assert (tmp_path / "out" / "xor" / "mgd" / "update_noise=10,hidden_dims=[2]" / "seed-0" / "log.txt").is_file()
 
 
+def test_the_configuration_that_fit_prints_is_a_recipe(nobp, tmp_path):
+    (tmp_path / "whole.yaml").write_text(nobp("fit", "--config=digits/backprop", "--print_config").out)
+    run = nobp("compare", "whole.yaml", "--out=results", "--set", "trainer.max_epochs=1")
+    assert run.status == 0, run.out
+    content = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert [result["epochs"] for result in content["results"]] == [1]
+
+
 def test_report_says_how_many_threads_there_were(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert conditions()["threads"] == 3
