@@ -65,9 +65,8 @@ def run_python(code: types.CodeType, module: types.ModuleType) -> str:
 
 def run_shell(body: str) -> str:
     """Run a block and return its output, without progress bars, which start their lines anew."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = ["bash", "-e", "-o", "pipefail", "-c", body]
-    output = subprocess.run(command, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True, check=True)
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return "".join(line.rstrip() + "\n" for line in output.stdout.splitlines() if "\r" not in line)
 
 
@@ -95,6 +94,8 @@ def main() -> int:
     arguments = parser.parse_args()
     page = arguments.page.resolve()
     os.environ["MPLBACKEND"] = "agg"
+    # Commands are those that belong to this Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         # Modules that the page writes are found, as in a script of its reader.
         sys.path.insert(0, folder)

@@ -15,7 +15,7 @@ make_tutorials = runpy.run_path(str(ROOT / "docs" / "make_tutorials.py"))
 
 def check(page, *options):
     command = [sys.executable, str(ROOT / "docs" / "make_tutorials.py"), str(page), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
