@@ -164,7 +164,7 @@ class NobpCLI(LightningCLI):
     """
 
     def __init__(self, recipe: str, callbacks: list[Callback] | None = None, run: bool = True) -> None:
-        self.recipe, self.callbacks = recipe, callbacks or []
+        self.recipe, self.callbacks, self.is_command = recipe, callbacks or [], run
         super().__init__(
             LearningRule,
             LightningDataModule,
@@ -191,6 +191,11 @@ class NobpCLI(LightningCLI):
             default=10,
             help="the most sets of figures of a training, for loggers that take pictures; 0 for none",
         )
+
+        if not self.is_command:
+            # The configuration of a run has these too. A comparison starts each anew.
+            parser.add_argument("--ckpt_path")
+            parser.add_argument("--weights_only")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._given_or_of_data(name), apply_on="instantiate"

@@ -351,6 +351,14 @@ def test_weight_noise_multiplies_and_is_taken_back():
     assert all(map(torch.equal, layer.parameters(), before))
 
 
+def test_the_configuration_that_fit_prints_is_a_recipe(nobp, tmp_path):
+    (tmp_path / "whole.yaml").write_text(nobp("fit", "--config=digits/backprop", "--print_config").out)
+    run = nobp("compare", "whole.yaml", "--out=results", "--set", "trainer.max_epochs=1")
+    assert run.status == 0, run.out
+    content = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert [result["epochs"] for result in content["results"]] == [1]
+
+
 def test_report_says_how_many_threads_there_were(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert conditions()["threads"] == 3

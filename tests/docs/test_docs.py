@@ -39,7 +39,11 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=name)
+# Those of tutorials are run by test_tutorials.py, with their shell blocks.
+WITH_PYTHON = [p for p in PAGES if BLOCK.search(p.read_text()) and p.parent.name != "tutorials"]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
 @pytest.mark.filterwarnings("ignore")
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
