@@ -191,7 +191,6 @@ class NobpCLI(LightningCLI):
             default=10,
             help="the most sets of figures of a training, for loggers that take pictures; 0 for none",
         )
-
         if not self.is_command:
             # The configuration of a run has these too. A comparison starts each anew.
             parser.add_argument("--ckpt_path")
