@@ -19,6 +19,8 @@ def check(page, *options):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+# Twenty-five seconds of a processor, which a busy machine may not give at once.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "index"], ids=lambda page: page.stem)
 def test_a_tutorial_prints_what_it_says(page):
     run = check(page, "--check")
