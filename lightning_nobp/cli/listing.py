@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Carry out ``list``, ``show`` or ``copy``."""
     parser = argparse.ArgumentParser(prog=f"nobp {arguments[0]}")
     if arguments[0] == "list":
-        parser.add_argument("pattern", nargs="?", default="*", help="part of a recipe's name, or a pattern like 'mnist/*'")
+        parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern like 'mnist/*'")
         return show_all(parser.parse_args(arguments[1:]).pattern)
     parser.add_argument("name", help="a recipe, like digits/backprop")
     if arguments[0] == "show":
