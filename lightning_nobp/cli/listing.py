@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Carry out ``list``, ``show`` or ``copy``."""
     parser = argparse.ArgumentParser(prog=f"nobp {arguments[0]}")
     if arguments[0] == "list":
-        parser.add_argument("pattern", nargs="?", default="*", help="recipes whose name matches, like 'mnist/*'")
+        parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern like 'mnist/*'")
         return show_all(parser.parse_args(arguments[1:]).pattern)
     parser.add_argument("name", help="a recipe, like digits/backprop")
     if arguments[0] == "show":
@@ -39,7 +39,9 @@ def show_all(pattern: str) -> int:
     rules = Table("rule", "what it is", "paper", title="Rules", title_justify="left", box=box.SIMPLE)
     for rule in RULES:
         rules.add_row(rule.name, rule.summary, rule.paper)
-    wild = pattern if any(c in pattern for c in "*?[/") else f"*{pattern}*"
+    wild = pattern
+    if not any(c in pattern for c in "*?["):
+        wild = f"{pattern}*" if "/" in pattern else f"*{pattern}*"
     found = fnmatch.filter(recipes.recipe_names(), wild)
     if not found:
         raise recipes.UsageError(f"no recipe matches {pattern!r}{recipes.nearest(pattern, recipes.recipe_names())}")

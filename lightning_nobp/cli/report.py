@@ -110,12 +110,14 @@ def _mean_others(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def others(results: list[dict[str, Any]]) -> list[str]:
-    """A line a recipe whose test logged more than accuracy and loss."""
-    return [
-        f"{row['recipe']}: " + ", ".join(f"{name} {figure(value)}" for name, value in row["test_others"].items())
-        for row in means(results)
-        if row["test_others"]
-    ]
+    """A line a recipe whose tests found more than accuracy and loss."""
+    lines = []
+    for row in means(results):
+        found = [f"{name} {figure(value)}" for name, value in row["test_others"].items()]
+        if row["noisy_test_accuracy"] is not None:
+            found.insert(0, f"accuracy with noisy weights {row['noisy_test_accuracy']:.2%}")
+        lines += [f"{row['recipe']}: {', '.join(found)}"] if found else []
+    return lines
 
 
 def figure(value: dict[str, Any]) -> str:
@@ -149,10 +151,12 @@ def markdown(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines += [f"{about['date']}, {about['processor']}, {about['threads']} threads, torch {about['torch']}.", ""]
     if len(results) < about["planned"]:
         lines += [f"Interrupted: {len(results)} of {about['planned']} runs are finished.", ""]
+    if about["budget"] is not None:
+        lines += [f"Each training had {about['budget']:g} seconds of the processor.", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
     more = [f"- {line}" for line in others(results)]
-    lines += ["", "What the tests logged beside accuracy and loss:", "", *more] if more else []
+    lines += ["", "What the tests found beside accuracy and loss:", "", *more] if more else []
     failures = [f"- failed: {r['recipe']}, seed {r['seed']}: {r['error']}" for r in results if "error" in r]
     lines += ["", *failures, ""] if failures else [""]
     lines += [

@@ -303,6 +303,7 @@ def test_a_budget_is_filled_by_every_recipe_and_learning_rates_fall_over_it(nobp
     assert run.status == 0, run.out
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["budget"] == 2
+    assert "Each training had 2 seconds of the processor." in (tmp_path / "out" / "report.md").read_text()
     first, second, *solved = content["results"]
     # The recipe's 30 epochs and their schedule have become as many as fit; both seeds have the same.
     config = yaml.safe_load(next((tmp_path / "out/digits/backprop/seed-1").rglob("config.yaml")).read_text())
@@ -337,6 +338,9 @@ def test_weight_noise_is_one_more_test(nobp, tmp_path):
     assert run.status == 0, run.out
     [result] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert result["noisy_test_accuracy"] < 0.8 * result["test_accuracy"]
+    line = f"digits/backprop: accuracy with noisy weights {result['noisy_test_accuracy']:.2%}"
+    assert line in run.out
+    assert f"- {line}\n" in (tmp_path / "out" / "report.md").read_text()
     with next((tmp_path / "out").rglob("metrics.csv")).open() as file:
         assert sum(row["test/accuracy"] != "" for row in csv.DictReader(file)) == 1
 

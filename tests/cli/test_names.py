@@ -99,6 +99,13 @@ def test_list_shows_rules_and_what_recipes_reached(nobp, tmp_path, monkeypatch):
     assert "digits/" not in some
 
 
+@pytest.mark.parametrize("part", ["symba", "digits/symb", "digits/symba*"])
+def test_list_takes_a_part_of_a_name(nobp, part):
+    text = nobp("list", part).out
+    assert "digits/symba_cnn" in text
+    assert "digits/backprop" not in text
+
+
 def test_show_prints_the_recipe_unchanged(nobp):
     assert nobp("show", "digits/backprop").out == recipes.find("digits/backprop").read_text()
 
