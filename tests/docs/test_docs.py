@@ -74,3 +74,23 @@ def test_results_are_those_that_were_recorded():
     assert {page.name for page in pages} == {"README.md", "results.md", "mgd.md", "sparseprop.md"}
     for page, text in pages.items():
         assert page.read_text() == text
+
+
+def test_the_performance_page_is_what_the_benchmarks_measured():
+    made = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))
+    assert made["PAGE"].read_text() == made["page"]()
+
+
+def test_figures_of_benchmarks_are_written_with_three_digits_and_counts_in_full(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    markdown = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "tables.py"))["markdown"]
+    rows = [["dense", 1024, 0.0312499], ["sparse", 8, 12345.6], ["none", 0, None], ["tiny", 1, 3.14159e-5]]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown(["way", "n", "ms"], rows)]
+    assert cells[1][0].endswith("-")
+    assert cells[1][1].endswith(":")
+    assert cells[2:] == [
+        ["dense", "1,024", "0.0312"],
+        ["sparse", "8", "12,346"],
+        ["none", "0", ""],
+        ["tiny", "1", "3.1e-05"],
+    ]
