@@ -4,8 +4,9 @@
 
 A step is of the same network on the same batch, with the optimizer's part. *Public style* is what the widespread
 scripts do: two forward passes a layer, a backward pass and an Adam of its own for each layer, and the activity once
-more with the new weights. *Autograd* is the same by the book: positives and negatives as one batch, one backward
-pass through layers that are cut apart, one fused Adam. Both draw random negatives; the row with random negatives does the same work.
+more with the new weights. *Autograd* is the same by the book: positives and negatives as one batch, one backward pass
+through layers that are cut apart, one fused Adam. Both draw random negatives; the row with random negatives does the
+same work.
 
 What is saved is the first layer's: one product for both labels, and for its gradient too. In wide networks, whose upper
 layers dominate, that is little; pruned candidates help their predictions. Hard negatives by the first layer's goodness

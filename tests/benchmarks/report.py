@@ -72,6 +72,13 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def write(file: Path, found: dict[str, Any]) -> None:
+    """As JSON with a line for each row, so that changes can be read."""
+    lists = re.compile(r"\[\n\s+([^][{}]*?)\n\s+\]")
+    lines = lists.sub(lambda match: "[" + re.sub(r",\n\s+", ", ", match[1]) + "]", json.dumps(found, indent=1))
+    file.write_text(lines + "\n")
+
+
 class Report:
     """The tables of a script.
 
@@ -110,7 +117,7 @@ class Report:
         table = {"title": title, "columns": columns, "rows": cells}
         self.tables.append(table | ({"plot": asdict(plot)} if plot else {}))
         if self.options.json is not None:
-            self.options.json.write_text(json.dumps(self.told(), indent=1) + "\n")
+            write(self.options.json, self.told())
 
     def told(self) -> dict[str, Any]:
         """Everything so far, and how it came about."""

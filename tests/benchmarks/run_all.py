@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from report import machine
+from report import machine, write
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "performance"
@@ -52,7 +52,7 @@ def run(script: Path, arguments: list[str], threads: int) -> str | None:
     if done.returncode:
         print(done.stderr, file=sys.stderr, flush=True)
         found["failed"] = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    write(file, found)
     return found.get("failed")
 
 

@@ -81,16 +81,10 @@ def test_the_performance_page_is_what_the_benchmarks_measured():
     assert made["PAGE"].read_text() == made["page"]()
 
 
-def test_figures_of_benchmarks_are_written_with_three_digits_and_counts_in_full(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+def test_figures_of_benchmarks_are_written_with_three_digits_and_counts_in_full():
     markdown = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "tables.py"))["markdown"]
-    rows = [["dense", 1024, 0.0312499], ["sparse", 8, 12345.6], ["none", 0, None], ["tiny", 1, 3.14159e-5]]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown(["way", "n", "ms"], rows)]
-    assert cells[1][0].endswith("-")
-    assert cells[1][1].endswith(":")
-    assert cells[2:] == [
-        ["dense", "1,024", "0.0312"],
-        ["sparse", "8", "12,346"],
-        ["none", "0", ""],
-        ["tiny", "1", "3.1e-05"],
-    ]
+    rows = [["a", 1024, 0.0312499], ["b", 8, 12345.6], ["c", 0, None], ["d", 1, 3.14159e-5]]
+    lines = markdown(["way", "n", "ms"], rows)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[1] == ["---", "----:", "-----:"]
+    assert cells[2:] == [["a", "1,024", "0.0312"], ["b", "8", "12,346"], ["c", "0", ""], ["d", "1", "3.1e-05"]]
