@@ -39,7 +39,8 @@ def page() -> str:
     lines = [INTRODUCTION, *machines(measured), *overview(measured)]
     for name, found in measured.items():
         lines += section(name, found)
-    studies = [f"- `{usage}`: {title}" for title, usage, _ in map(docstring, sorted(SCRIPTS.glob("[as][bt]*_*.py")))]
+    scripts = [*sorted(SCRIPTS.glob("ablation_*.py")), *sorted(SCRIPTS.glob("study_*.py"))]
+    studies = [f"- `{usage}`: {title}" for title, usage, _ in map(docstring, scripts)]
     return "\n".join([*lines, STUDIES, *studies]) + "\n"
 
 
