@@ -94,11 +94,12 @@ class Report:
     def peer(self, name: str) -> ModuleType | None:
         """Another library to compare with, or none where it is not installed; the report names it either way."""
         library = name.partition(".")[0]
-        self.peers[library] = None
         try:
             module = importlib.import_module(name)
         except ImportError as error:
-            print(f"{library} is left out: {error}")
+            if library not in self.peers:
+                print(f"{library} is left out: {error}")
+            self.peers[library] = None
             return None
         self.peers[library] = importlib.metadata.version(library)
         return module
