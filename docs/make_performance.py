@@ -135,7 +135,7 @@ def draw_lines(panel: Any, table: Found) -> None:
     panel.set(xscale="log", yscale="log", xlabel=plot["x"], ylabel=plot["y"])
     ticks = [row[0] for row in table["rows"]]
     panel.set_xticks(ticks, [text(tick) for tick in ticks])
-    panel.minorticks_off()
+    panel.set_xticks([], minor=True)
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
 

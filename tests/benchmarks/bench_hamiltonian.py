@@ -14,7 +14,6 @@ autograd costs three, and in exchange stores nothing.
 """
 
 import multiprocessing
-import resource
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from report import Plot, Report, options
 from timing import medians
 from torch import Tensor
 
+from lightning_nobp.cli.measured_run import _forget_peak, _peak_bytes
 from lightning_nobp.functional.hamiltonian import hamiltonian_echo, leapfrog
 from lightning_nobp.nn import DuffingClassifier, DuffingNetwork, HamiltonianLayer, HamiltonianNetwork, LogCoshClassifier
 
@@ -91,10 +91,12 @@ def _grow(engine: str, pipe: Any) -> None:
     torch.manual_seed(0)
     system, q = DuffingNetwork(334), torch.randn(MEMORY_BATCH, 334)
     there_and_back(HamiltonianLayer(system, 1e-3, 10, engine).eval(), q)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # A child begins with the peak of its parent.
+    _forget_peak()
+    before = _peak_bytes()
     for n_steps in STEPS:
         there_and_back(HamiltonianLayer(system, 1e-3, n_steps, engine).eval(), q)
-        pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        pipe.send((_peak_bytes() - before) / 2**20)
 
 
 def growth(engine: str) -> list[float]:

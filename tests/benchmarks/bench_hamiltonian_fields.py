@@ -2,11 +2,11 @@
 
     python tests/benchmarks/bench_hamiltonian_fields.py [--rounds 5] [--runs 8]
 
-One step of a 4x4 cavity array that learns XOR, averaged over two echoes: 4 patterns on each of 8 machines, 500
-time steps there and 500 back. *numpy, sines* moves the lattice by sine transforms and
-the modes' couplings to its corners apart, *numpy, dense* by one product as we do; both run the second echo after the
-first, as the paper's program does, in double precision. *echoes together* is `mode="averaged"`, *one after the other*
-`mode="sequential"`, *autograd* backpropagation through the same simulation.
+One step of a 4x4 cavity array that learns XOR, averaged over two echoes: 4 patterns on each of 8 machines, 500 time
+steps there and 500 back. *numpy, sines* moves the lattice by sine transforms and the modes' couplings to its corners
+apart, *numpy, dense* by one product as we do; both run the second echo after the first, as the paper's program does,
+in double precision. *echoes together* is `mode="averaged"`, *one after the other* `mode="sequential"`, *autograd*
+backpropagation through the same simulation.
 
 Most of the gain comes from one dense unitary in place of sine transforms: NumPy with the same unitary is nearly as fast
 in double precision.
