@@ -8,7 +8,7 @@ how it is done without spike times: layers advance through 100 time steps, with 
 spike, and one product for all steps of a layer; *snntorch* and *norse* are those libraries, with the same grid.
 
 Events cost what spikes cost: the busier the network, the smaller the gain. The libraries let all layers advance
-together, which is faster than one product for all steps: theirs are the times to compare with.
+together, which is faster in wide layers than one product for all steps: theirs are the times to compare with there.
 """
 
 import statistics
