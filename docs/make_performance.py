@@ -117,21 +117,23 @@ def draw(name: str, found: Found) -> None:
     rows = math.ceil(len(tables) / columns)
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    # What appears in several panels looks the same in all.
+    lines = list(dict.fromkeys(line for table in tables for line in table["plot"]["lines"]))
     for panel, table in zip(panels, tables, strict=False):
-        draw_lines(panel, table)
+        draw_lines(panel, table, lines)
     for panel in panels[len(tables) :]:
         panel.set_visible(False)
     figure.savefig(picture(name), dpi=110, metadata={"Software": None})
 
 
-def draw_lines(panel: Any, table: Found) -> None:
-    plot, columns = table["plot"], table["columns"]
-    for line, marker in zip(plot["lines"], "os^Dvx", strict=False):
-        k = columns.index(line)
+def draw_lines(panel: Any, table: Found, lines: list[str]) -> None:
+    plot = table["plot"]
+    for line in plot["lines"]:
+        k, style = table["columns"].index(line), lines.index(line)
         points = [(row[0], row[k]) for row in table["rows"] if row[k] is not None]
         # Zero has no place on a logarithmic axis.
         x, y = zip(*((a, max(b, 1.0) if "MiB" in plot["y"] else b) for a, b in points), strict=True)
-        panel.plot(x, y, marker=marker, markersize=4, linewidth=1.2, label=line)
+        panel.plot(x, y, f"C{style}", marker="os^Dvx"[style % 6], markersize=4, linewidth=1.2, label=line)
     panel.set(xscale="log", yscale="log", xlabel=plot["x"], ylabel=plot["y"])
     ticks = [row[0] for row in table["rows"]]
     panel.set_xticks(ticks, [text(tick) for tick in ticks])

@@ -5,7 +5,7 @@
 All engines run the same leapfrog with the same hand-written forces; autograd's graph goes through all time steps. The
 first steps are those of the recipes: 74 driven units on MNIST of 14x14 pixels, and 334 coupled Duffing oscillators.
 *Memory* is the growth of the peak of resident memory of a child process while 334 Duffing oscillators, batch 32, are
-simulated and learn once, against the number of time steps; less than a MiB is drawn as one. *Errors* are of the
+simulated and learn once, against the number of time steps; less than one MiB is drawn as one. *Errors* are of the
 gradient of 30 Duffing oscillators, against autograd in float64, by size and kind of the nudge; with `--pictures` they
 are drawn too, as `hamiltonian_nudge.png`.
 
