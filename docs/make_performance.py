@@ -21,7 +21,8 @@ INTRODUCTION = """# Performance
 `make bench` measures everything on this page and writes it: every script of `tests/benchmarks/bench_*.py` runs in a
 process of its own, one after another, beside the plain way to do the same in torch, and beside other libraries where
 they are installed (`pip install -e '.[peers]'`). What is compared runs in turns, round after round, and figures are
-medians of the CPU time of one thread. Absolute times differ from machine to machine, ratios less.
+medians of the CPU time of one thread, over as many rounds as `--rounds` says or the script takes by itself. Absolute
+times differ from machine to machine, ratios less.
 
 Pictures have logarithmic axes: parallel lines differ by a factor.
 """
@@ -56,7 +57,7 @@ def machines(measured: dict[str, Found]) -> list[str]:
 
 def machine(about: Found) -> str:
     threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
-    compiler = f"kernels by {about['compiler']}" if about["compiler"] else "without compiled kernels"
+    compiler = "kernels by " + about["compiler"].replace(":", "") if about["compiler"] else "without compiled kernels"
     hardware = f"{about['processor']} with {about['instruction_set']}, {about['cores']} cores"
     return f"{hardware}, {threads}; {compiler}, torch {about['torch']}, Python {about['python']}"
 
@@ -72,7 +73,7 @@ def overview(measured: dict[str, Found]) -> list[str]:
         rows.append([f"`{name}.py`", about["date"], found["seconds"], f"{about['load']}", told])
     head = (
         "*Load* is how many programs wanted the processor when a script ended. Where it is above 1, others shared the"
-        "\nmachine: ratios hold, single times less."
+        "\nmachine: times are off by more, ratios by less."
     )
     return [head, "", *markdown(["script", "date", "seconds", "load", "other libraries"], rows), ""]
 

@@ -47,6 +47,7 @@ def epoch(loader: Iterable) -> None:
 def main() -> None:
     root = {"help": "folder of the data"}
     choices = options(__doc__, rounds=1, root=root, batch_size={"type": int, "default": 128})
+    report = Report(choices)
     loaders = variants(choices.root, choices.batch_size)
     runs = {name: lambda make=make: epoch(make()) for name, make in loaders.items()}
     found = medians(runs, choices.rounds, warm_up=0)
@@ -54,7 +55,7 @@ def main() -> None:
     for name, milliseconds in found.items():
         ours = found["MNISTDataModule, random shifts" if "shifts" in name else "MNISTDataModule"]
         rows.append({"loader": name, "seconds": milliseconds / 1e3, "/ MNISTDataModule": milliseconds / ours})
-    Report(choices).table(f"One epoch of MNIST, batch {choices.batch_size}", rows)
+    report.table(f"One epoch of MNIST, batch {choices.batch_size}", rows)
 
 
 if __name__ == "__main__":

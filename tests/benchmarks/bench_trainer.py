@@ -106,6 +106,7 @@ VARIANTS = {
 
 def main() -> None:
     choices = options(__doc__, rounds=3, batches={"type": int, "default": 200, "help": "in an epoch"})
+    report = Report(choices)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     batches = [(torch.randn(128, 784), torch.randint(10, (128,))) for _ in range(choices.batches)]
@@ -118,7 +119,7 @@ def main() -> None:
     for name, milliseconds in found.items():
         bare = found["bare loop, explicit" if "explicit" in name or "progress" in name else "bare loop, autograd"]
         rows.append({"variant": name, "ms a step": milliseconds, "/ bare loop": milliseconds / bare})
-    Report(choices).table("One step of 784-500-500-10, batch 128", rows)
+    report.table("One step of 784-500-500-10, batch 128", rows)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "cores": os.cpu_count(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "compiler": compiler.group().decode().replace(":", "") if compiler else None,
+        "compiler": compiler.group().decode() if compiler else None,
         "load": round(os.getloadavg()[0], 1),
     }
 

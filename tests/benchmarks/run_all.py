@@ -46,7 +46,7 @@ def run(script: Path, arguments: list[str], threads: int) -> str | None:
         "tables": [],
     }
     if file.exists():
-        found |= json.loads(file.read_text())
+        found |= json.loads(file.read_text()) | {"seconds": found["seconds"]}
     elif done.returncode == 0:
         found["text"] = done.stdout
     if done.returncode:
