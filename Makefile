@@ -25,6 +25,11 @@ $(VENV)/.installed-docs: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
+# Without the package: building needs neither torch nor anything of it.
+$(VENV)/.installed-release: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'build>=1.2' 'twine>=6.1'
+	@touch $@
+
 demo: $(VENV)/.installed  ## train every recipe on the embedded digits and compare them
 	$(BIN)/nobp compare 'digits/*'
 
@@ -43,8 +48,10 @@ pytest: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
 
-wheel: $(VENV)/.installed-test
+wheel: $(VENV)/.installed-release  ## sdist and wheel
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/.installed-test  ## measure everything in docs/performance.md again, and write it; not part of the tests
 	$(BIN)/python tests/benchmarks/run_all.py

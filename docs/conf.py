@@ -17,7 +17,7 @@ extensions = [
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 # What Lightning's own classes say is in Lightning's documentation.
 autodoc_inherit_docstrings = False
@@ -30,3 +30,5 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"lightning-nobp {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]

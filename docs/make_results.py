@@ -1,4 +1,4 @@
-"""Write the results of README.md and docs/results.md from what ``nobp compare --record`` noted.
+"""Write docs/results.md, and tables of rule pages, from what ``nobp compare --record`` noted.
 
 Run ``python docs/make_results.py`` after recording.
 """
@@ -40,21 +40,20 @@ Measured = dict[str, dict[str, Any]]
 def pages() -> dict[Path, str]:
     """What each file must hold."""
     measured: Measured = json.loads((ROOT / "recipes" / "measured.json").read_text())
-    page = ROOT / "docs" / "results.md"
-    return {
-        ROOT / "README.md": between(ROOT / "README.md", [*overview(measured), "", *commands(measured)]),
-        page: between(page, [line for data_set in DATA_SETS for line in section(data_set, measured)]),
-        ROOT / "docs" / "rules" / "mgd.md": between(ROOT / "docs" / "rules" / "mgd.md", hardware(measured)),
-        ROOT / "docs" / "rules" / "sparseprop.md": between(
-            ROOT / "docs" / "rules" / "sparseprop.md", sparsity(measured)
-        ),
+    docs = ROOT / "docs"
+    sections = [line for data_set in DATA_SETS for line in section(data_set, measured)]
+    found = {
+        docs / "results.md": [*overview(measured), "", *sections],
+        docs / "rules" / "mgd.md": hardware(measured),
+        docs / "rules" / "sparseprop.md": sparsity(measured),
     }
+    return {path: between(path, lines) for path, lines in found.items()}
 
 
-def between(path: Path, lines: list[str]) -> str:
+def between(path: Path, lines: list[str], start: str = START) -> str:
     """The file's text with these lines between its markers."""
-    before, _, rest = path.read_text().partition(START)
-    return before + START + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2]
+    before, _, rest = path.read_text().partition(start)
+    return before + start + "\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2]
 
 
 def overview(measured: Measured) -> list[str]:
@@ -65,7 +64,9 @@ def overview(measured: Measured) -> list[str]:
     for kind in kinds:
         found = [accuracy(measured.get(f"{d}/{kind}")) for d in data_sets]
         rows.append([f"`…/{kind}`", *found])
-    head = "Test accuracy in per cent (± over several seeds, otherwise seed 0), and the commands that measured it:"
+    head = (
+        "Test accuracy in per cent, ± over several seeds, otherwise of seed 0; the commands are in the sections below."
+    )
     return [head, "", *table(rows)]
 
 
@@ -142,7 +143,7 @@ def title(data_set: str, measured: Measured) -> str:
 
 def accuracy(result: dict[str, Any] | None) -> str:
     """Mean, and with several seeds the standard deviation, in per cent."""
-    if result is None or "test_accuracy" not in result:
+    if result is None or result.get("test_accuracy") is None:
         return ""
     spread = result["test_accuracy_std"]
     return f"{100 * result['test_accuracy']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")

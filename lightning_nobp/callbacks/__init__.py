@@ -1,6 +1,7 @@
 """Lightning callbacks: figures, alignment with backpropagation, layers, hardware, masks, spikes, predictions."""
 
 from lightning_nobp.callbacks.attitude_error import AttitudeError
+from lightning_nobp.callbacks.best_in_summary import BestInSummary
 from lightning_nobp.callbacks.colour_grid import ColourGrid
 from lightning_nobp.callbacks.depth_curve import DepthCurve
 from lightning_nobp.callbacks.echo_gradient_check import EchoGradientCheck
@@ -28,6 +29,7 @@ from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 __all__ = [
     "PLATFORMS",
     "AttitudeError",
+    "BestInSummary",
     "ColourGrid",
     "DepthCurve",
     "EchoGradientCheck",

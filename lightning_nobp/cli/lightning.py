@@ -15,21 +15,24 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch import loggers as pl_loggers
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 import lightning_nobp.datamodules  # short class names work for what is imported
 import lightning_nobp.nn
 import lightning_nobp.rules
-from lightning_nobp.callbacks import FitSummary, PredictionWriter, WrongGradientError
+from lightning_nobp.callbacks import BestInSummary, FitSummary, PredictionWriter, WrongGradientError
 from lightning_nobp.cli.arguments import RUNS, prepare
 from lightning_nobp.cli.recipes import UsageError, nearest
+from lightning_nobp.cli.rule_figures import figures, spacing
 from lightning_nobp.cli.run_config import RunConfig
+from lightning_nobp.cli.wandb_run import describe, finish
 from lightning_nobp.rules import ClassificationRule, LearningRule
 
 _NOISE = (
@@ -60,6 +63,9 @@ _NOT_SAID = re.compile(
 )
 """Lines of the parser's messages that only lead to the one that counts."""
 
+
+_TAKES_PICTURES = (WandbLogger, TensorBoardLogger)
+"""Loggers that keep figures beside the values."""
 
 _OF_HELP = {"--model.help": (lightning_nobp.rules,), "--data.help": (lightning_nobp.datamodules,)}
 """Where the classes are that these options explain."""
@@ -137,6 +143,11 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        # The newest need not be the best: loggers that keep checkpoints call them by these names.
+        self.last_model_path, self.best_model_path = filepath, ""
+        super()._save_checkpoint(trainer, filepath)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was trained since the last validation, which the run may never have reached."""
         if not self._should_skip_saving_checkpoint(trainer):
@@ -153,7 +164,7 @@ class NobpCLI(LightningCLI):
     """
 
     def __init__(self, recipe: str, callbacks: list[Callback] | None = None, run: bool = True) -> None:
-        self.recipe, self.callbacks = recipe, callbacks or []
+        self.recipe, self.callbacks, self.is_command = recipe, callbacks or [], run
         super().__init__(
             LearningRule,
             LightningDataModule,
@@ -174,6 +185,16 @@ class NobpCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.monitor": "val/accuracy", "checkpoint.mode": "max"})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument(
+            "--figures",
+            type=NonNegativeInt,
+            default=10,
+            help="the most sets of figures of a training, for loggers that take pictures; 0 for none",
+        )
+        if not self.is_command:
+            # The configuration of a run has these too. A comparison starts each anew.
+            parser.add_argument("--ckpt_path")
+            parser.add_argument("--weights_only")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=self._given_or_of_data(name), apply_on="instantiate"
@@ -204,6 +225,8 @@ class NobpCLI(LightningCLI):
         Raises:
             UsageError: A class refuses its arguments.
         """
+        self._given, self.config = self.config, self.config.clone()
+        describe(self.config.get(self.subcommand, self.config), self.recipe, self.subcommand or "compare")
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
@@ -220,16 +243,28 @@ class NobpCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what a run has unless its configuration says otherwise; the configuration stays as it was given."""
+        self.config = self._given
         asked = self._get(self.config_init, "trainer")
         if not asked.logger and not asked.fast_dev_run:
             kwargs |= self._own_folder(asked)
         callbacks = [*_as_list(asked.callbacks), *self.callbacks]
+        callbacks += self._for_reports(asked, callbacks)
         if asked.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         if asked.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # At every batch the bar would cost more than a small network's step.
             callbacks.append(TQDMProgressBar(refresh_rate=10))
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _for_reports(self, asked: Namespace, callbacks: list[Callback]) -> list[Callback]:
+        """What a report shows and no one has asked for yet, if a logger takes it."""
+        loggers = _as_list(asked.logger) if asked.logger is not True else []
+        if self.subcommand not in (None, "fit") or not any(isinstance(logger, _TAKES_PICTURES) for logger in loggers):
+            return []
+        sets = self._get(self.config, "figures")
+        found = figures(self.model, spacing(asked.max_epochs, sets)) if sets else ()
+        have = {type(callback) for callback in callbacks}
+        return [BestInSummary(), *(figure for figure in found if type(figure) not in have)]
 
     def _own_folder(self, asked: Namespace) -> dict[str, Any]:
         """CSV files, which need no account, or their folder alone; what is not training leaves no run behind."""
@@ -247,8 +282,8 @@ class NobpCLI(LightningCLI):
         self.trainer.callbacks += more  # type: ignore[attr-defined]
 
 
-def _as_list(callbacks: Callback | list[Callback] | None) -> list[Callback]:
-    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+def _as_list(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [given] if given else []
 
 
 def _run_of(checkpoint: Path) -> Path:
@@ -279,12 +314,15 @@ def main(arguments: list[str]) -> int:
             NobpCLI(prepared.recipe)
     except _SAY_ENOUGH as error:
         print(f"nobp: {error}", file=sys.stderr)
+        finish(exit_code=1)
         return 1
     except (TypeError, ValueError) as error:
         if not _is_refusal(error):
             raise
         print(f"nobp: {error}", file=sys.stderr)
+        finish(exit_code=2)
         return 2
+    finish()
     return 0
 
 

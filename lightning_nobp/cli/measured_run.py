@@ -1,131 +1,109 @@
 """One recipe trained, tested and measured, in a process of its own."""
 
 import io
+import math
 import os
+import statistics
 import sys
-import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_nobp.callbacks import GradientAlignment
 from lightning_nobp.cli.arguments import prepare
+from lightning_nobp.cli.compare_runs import Task
+from lightning_nobp.cli.curve import Curve, Pace, TimedAlignment
 from lightning_nobp.cli.lightning import NobpCLI, command_line, quieten
 from lightning_nobp.cli.recipes import UsageError
 from lightning_nobp.cli.report import COUNTS
+from lightning_nobp.cli.wandb_run import finish
+from lightning_nobp.cli.weight_noise import weight_noise
+from lightning_nobp.rules.closed_form import ClosedFormRule
 
 ALIGNMENT_EVERY = 50
 """Steps from one measurement of the alignment to the next: about 2 % of the time."""
 
+NOISE_DRAWS = 3
+"""Networks with noisy weights that are tested, each with noise of its own."""
 
-class Curve(Callback):
-    """Validation accuracy by epoch and by seconds of training, sent on as it comes.
-
-    The seconds count training and validation, those of the processor on all its cores; measuring the alignment is taken
-    out.
-
-    Args:
-        progress: Where to send each point.
-        alignment: Whose time is taken out.
-    """
-
-    def __init__(self, progress: Connection, alignment: "TimedAlignment") -> None:
-        self.progress, self.alignment = progress, alignment
-        self.points: list[dict[str, float]] = []
-        self.seconds = self.cpu_seconds = 0.0
-        self._start = self._cpu_start = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note a point."""
-        if trainer.sanity_checking:
-            return
-        self._read_clocks()
-        point = {"epoch": trainer.current_epoch + 1, "seconds": self.seconds, "step": trainer.global_step}
-        point["cpu_seconds"] = self.cpu_seconds
-        for name in ("val/accuracy", "val/loss"):
-            if name in trainer.callback_metrics:
-                point[name] = float(trainer.callback_metrics[name])
-        self.points.append(point)
-        self.progress.send(("epoch", point | {"epochs": trainer.max_epochs}))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self._read_clocks()
-
-    def _read_clocks(self) -> None:
-        self.seconds = time.perf_counter() - self._start - self.alignment.seconds
-        self.cpu_seconds = time.process_time() - self._cpu_start - self.alignment.cpu_seconds
+POINTS = 8
+"""Validations of a run with a budget, about."""
 
 
-class TimedAlignment(GradientAlignment):
-    """An alignment that knows how long it took."""
+def in_child(work: Callable[[Task, Connection], dict[str, Any]], task: Task, progress: Connection) -> None:
+    """Do a piece of work; what it prints goes to ``folder/log.txt``.
 
-    seconds = cpu_seconds = 0.0
-
-    def on_before_optimizer_step(self, *args: Any) -> None:
-        """Measure, and count the time."""
-        start, cpu_start = time.perf_counter(), time.process_time()
-        super().on_before_optimizer_step(*args)
-        self.seconds += time.perf_counter() - start
-        self.cpu_seconds += time.process_time() - cpu_start
-
-
-def run_in_child(recipe: str, options: list[str], folder: Path, progress: Connection) -> None:
-    """Train and test a recipe; what it prints goes to ``folder/log.txt``.
-
-    Sends ``("epoch", point)`` while it trains, then ``("done", result)`` or ``("failed", message)``.
+    Sends what the work sends, then ``("done", result)`` or ``("failed", message)``.
 
     Args:
-        recipe: Its name.
-        options: More options of the command line.
-        folder: Where all its files go.
+        work: :func:`measure` or :func:`rehearse`.
+        task: Of which recipe.
         progress: One end of a pipe.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(task.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
     try:
-        progress.send(("done", measure(recipe, options, folder, progress)))
+        result = work(task, progress)
+        # A process of multiprocessing ends without W&B's own ending.
+        finish()
+        progress.send(("done", result))
     except UsageError as error:
         progress.send(("failed", str(error)))
     except BaseException as error:
+        finish(exit_code=1)
         traceback.print_exc()
         progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))
 
 
-def measure(recipe: str, options: list[str], folder: Path, progress: Connection) -> dict[str, Any]:
-    """Train and test a recipe, and return what came out."""
-    quieten()
+def rehearse(task: Task, progress: Connection) -> dict[str, Any]:
+    """Options with which the recipe fills its budget: the epochs that fit, learning rates that fall over them.
+
+    A rule that solves for its weights has the epochs that it needs.
+    """
+    assert task.budget is not None
+    pace = Pace(task.budget / 20)
+    # As many epochs as it takes: the pace ends them.
+    short = ("--trainer.max_epochs=1000000", "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    unseen = ("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0")
+    cli = _build(task._replace(options=[*task.options, *short, *unseen]), [pace])
+    if isinstance(cli.model, ClosedFormRule):
+        return {"options": []}
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    epochs = task.budget / (pace.step_seconds * cli.trainer.num_training_batches)
+    # The last of them is cut where the budget ends.
+    whole = math.ceil(epochs)
+    options = [f"--trainer.max_epochs={whole}", f"--trainer.check_val_every_n_epoch={max(1, whole // POINTS)}"]
+    if epochs < POINTS / 2:
+        options.append(f"--trainer.val_check_interval={min(1.0, epochs / POINTS):.4f}")
+    scheduler = getattr(cli.config.model.init_args, "lr_scheduler", None)
+    if scheduler is not None and "T_max" in scheduler.init_args:
+        options.append(f"--model.lr_scheduler.T_max={whole}")
+    return {"options": options}
+
+
+def measure(task: Task, progress: Connection) -> dict[str, Any]:
+    """Train and test a recipe, and return what came out; sends ``("epoch", point)`` while it trains."""
     alignment = TimedAlignment(ALIGNMENT_EVERY, per_parameter=False)
-    curve = Curve(progress, alignment)
-    arguments = [
-        *(f"--config={recipe}", f"--trainer.default_root_dir={folder}"),
-        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-        *options,
-    ]
-    prepared = prepare(arguments)
-    with command_line(prepared.arguments):
-        cli = NobpCLI(prepared.recipe, callbacks=[curve, alignment], run=False)
+    curve = Curve(progress, alignment, task.budget)
+    cli = _build(task, [curve, alignment])
     _forget_peak()
     before = _peak_bytes()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     peak = _peak_bytes() - before
     tested = _test(cli)
+    noisy = _test_with_noise(cli, task.noise) if task.noise else None
     return {
         "test_accuracy": tested.get("test/accuracy"),
         "test_loss": tested.get("test/loss"),
+        "noisy_test_accuracy": noisy,
         "test_others": {
             name.removeprefix("test/"): float(value)
             for name, value in tested.items()
@@ -133,14 +111,29 @@ def measure(recipe: str, options: list[str], folder: Path, progress: Connection)
         },
         "seconds": curve.seconds,
         "cpu_seconds": curve.cpu_seconds,
+        "training_cpu_seconds": curve.training_cpu_seconds,
         "epochs": cli.trainer.current_epoch,
         "steps": cli.trainer.global_step,
+        "samples": curve.samples,
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "peak_memory_mib": peak / 2**20,
         "alignment": alignment.mean_cosine,
         **{name: getattr(cli.model, name, None) for name in COUNTS},
         "curve": curve.points,
     }
+
+
+def _build(task: Task, callbacks: list[Callback]) -> NobpCLI:
+    quieten()
+    arguments = [
+        *(f"--config={task.recipe}", f"--trainer.default_root_dir={task.folder}"),
+        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        "--figures=0",  # their time would count
+        *task.options,
+    ]
+    prepared = prepare(arguments)
+    with command_line(prepared.arguments):
+        return NobpCLI(prepared.recipe, callbacks=callbacks, run=False)
 
 
 def _test(cli: NobpCLI) -> Mapping[str, float]:
@@ -150,6 +143,26 @@ def _test(cli: NobpCLI) -> Mapping[str, float]:
     best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "") or None
     [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False)
     return tested
+
+
+def _test_with_noise(cli: NobpCLI, scale: float) -> float | None:
+    """Mean test accuracy of the tested weights with noise, over some draws; nothing for what has none."""
+    if not is_overridden("test_step", cli.model):
+        return None
+    # Another Trainer: these figures belong into no log of the run.
+    trainer = Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_test_batches=cli.trainer.limit_test_batches,
+    )
+    found: list[float] = []
+    for seed in range(NOISE_DRAWS):
+        with weight_noise(cli.model, scale, seed):
+            [tested] = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        if "test/accuracy" in tested:
+            found.append(tested["test/accuracy"])
+    return statistics.fmean(found) if found else None
 
 
 def _forget_peak() -> None:

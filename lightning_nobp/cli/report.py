@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 FIELDS = (
-    *("recipe", "seed", "test_accuracy", "test_loss", "seconds", "cpu_seconds", "epochs", "steps"),
+    *("recipe", "seed", "test_accuracy", "noisy_test_accuracy", "test_loss"),
+    *("seconds", "cpu_seconds", "training_cpu_seconds", "epochs", "steps", "samples"),
     *("parameters", "peak_memory_mib", "alignment", "cost_evaluations", "samples_seen", "test_others", "error"),
 )
 COUNTS = ("cost_evaluations", "samples_seen")
@@ -22,7 +23,14 @@ COUNTS = ("cost_evaluations", "samples_seen")
 COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak MiB", "alignment")
 
 
-def write(out: Path, results: list[dict[str, Any]], command: str, planned: int) -> None:
+def write(
+    out: Path,
+    results: list[dict[str, Any]],
+    command: str,
+    planned: int,
+    budget: float | None = None,
+    weight_noise: float | None = None,
+) -> None:
     """Write ``results.csv``, ``results.json``, ``curves.png`` and ``report.md`` into a folder.
 
     Args:
@@ -30,12 +38,19 @@ def write(out: Path, results: list[dict[str, Any]], command: str, planned: int) 
         results: One entry a run.
         command: What was called.
         planned: How many runs it was to be; fewer results if it was interrupted.
+        budget: Seconds of the processor of each training, if they were set.
+        weight_noise: Relative noise of the weights in ``noisy_test_accuracy``, if it was asked for.
     """
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(results)
-    about = conditions() | {"command": command, "planned": planned}
+    about = conditions() | {
+        "command": command,
+        "planned": planned,
+        "budget": budget,
+        "weight_noise": weight_noise,
+    }
     (out / "results.json").write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
     draw(results).savefig(out / "curves.png", dpi=130)
     (out / "report.md").write_text(markdown(results, about))
@@ -70,7 +85,10 @@ def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for recipe in dict.fromkeys(r["recipe"] for r in results):
         runs = [r for r in results if r["recipe"] == recipe and "error" not in r]
         row: dict[str, Any] = {"recipe": recipe, "seeds": [r["seed"] for r in runs], "test_accuracy_std": None}
-        measured = ("test_accuracy", "seconds", "cpu_seconds", "parameters", "peak_memory_mib", "alignment", "steps")
+        measured = (
+            *("test_accuracy", "noisy_test_accuracy", "seconds", "cpu_seconds", "training_cpu_seconds"),
+            *("parameters", "peak_memory_mib", "alignment", "epochs", "steps", "samples"),
+        )
         for key in (*measured, *COUNTS):
             values = [r[key] for r in runs if r.get(key) is not None]
             row[key] = statistics.fmean(values) if values else None

@@ -55,7 +55,7 @@ class RunConfig(SaveConfigCallback):
         return {"wandb_id": self._wandb_id}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to take back: the id is the user's to give (``--trainer.logger.id``)."""
+        """Nothing to take back: a logger needs the id before (:func:`~lightning_nobp.cli.wandb_run.describe`)."""
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -36,7 +36,8 @@ def library(name: str) -> ctypes.CDLL:
             except OSError as error:
                 reason = str(error)
     raise KernelsUnavailableError(
-        f"no compiled kernels for {name} layers: {reason}. Install lightning-nobp again where there is a C++ compiler"
+        f"no compiled kernels for {name} layers: {reason}. Install them by `pip install --force-reinstall --no-deps "
+        "--no-cache-dir lightning-nobp` where there is a C++ compiler"
     )
 
 

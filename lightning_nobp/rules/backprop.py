@@ -23,7 +23,8 @@ class Backprop(ClassificationRule):
 
     Args:
         loss: ``'mse'``, the mean squared error against one-hot targets, or ``'cross_entropy'`` after a softmax.
-        engine: ``'explicit'`` or ``'autograd'``: the same gradients.
+        engine: ``'explicit'`` or ``'autograd'``: the same gradients; ``'auto'``: ``'explicit'`` where every layer has a
+            written backward pass, else ``'autograd'``.
         **kwargs: See :class:`ClassificationRule`.
 
     Raises:
@@ -38,22 +39,24 @@ class Backprop(ClassificationRule):
         self,
         *,
         loss: Literal["mse", "cross_entropy"] = "mse",
-        engine: Literal["explicit", "autograd"] = "explicit",
+        engine: Literal["explicit", "autograd", "auto"] = "explicit",
         **kwargs: Any,
     ) -> None:
         if loss not in _LOSSES:
             raise ValueError(f"loss={loss!r} is not one of {', '.join(map(repr, _LOSSES))}")
-        if engine not in ("explicit", "autograd"):
-            raise ValueError(f"engine={engine!r} is not one of 'explicit', 'autograd'")
+        if engine not in ("explicit", "autograd", "auto"):
+            raise ValueError(f"engine={engine!r} is not one of 'explicit', 'autograd', 'auto'")
         # Set before the base's constructor, which checks the network with them.
         self.loss = loss
         self.engine = engine
         super().__init__(**kwargs)
 
     def check_network(self, network: nn.Module) -> None:
-        """Refuse a network with a layer that the explicit engine does not know."""
+        """Refuse a network with a layer that the explicit engine does not know, or take the other engine."""
         if self.engine == "explicit":
             check_supported(network)
+        elif self.engine == "auto":
+            self.engine = "explicit" if _is_supported(network) else "autograd"
 
     def compute_gradients(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Add the gradient of the batch's mean loss to ``p.grad``.
@@ -98,3 +101,12 @@ class Backprop(ClassificationRule):
         if self.loss == "mse":
             return F.mse_loss(scores, F.one_hot(target, scores.shape[-1]).to(scores.dtype))
         return F.cross_entropy(scores, target)
+
+
+def _is_supported(network: nn.Module) -> bool:
+    """Whether the explicit engine knows every layer."""
+    try:
+        check_supported(network)
+    except TypeError:
+        return False
+    return True

@@ -25,7 +25,8 @@ class ClassificationRule(LearningRule):
 
     Args:
         network: A preset (``'mlp'``, ``'cnn'``), a module, or what builds one from ``(input_shape, num_classes)``:
-            a class or a ``functools.partial`` of one; where targets are no classes, from no arguments.
+            a class, a ``functools.partial`` of one or a function; from ``num_classes=...`` alone where it takes no
+            shape, like ``torchvision.models.resnet18``; where targets are no classes, from no arguments.
         num_classes: Number of classes; None takes it from the data module.
         input_shape: Shape of one sample, for images ``(channels, height, width)``; None takes it from the data
             module. Not needed where ``network`` is a module.
@@ -92,7 +93,7 @@ class ClassificationRule(LearningRule):
                 raise ValueError("network: without classes its outputs are not known, so give a module of your own")
             assert self._factory is not None
             assert self.input_shape is not None
-            self.network = self._factory(self.input_shape, self.num_classes)
+            self.network = _call(self._factory, self.input_shape, self.num_classes)
         self.network = self.prepare_network(self.network)
         self.check_network(self.network)
         for stage in ("val", "test"):
@@ -254,7 +255,8 @@ class ClassificationRule(LearningRule):
         if self.classifies and scores.shape[1:] != (self.num_classes,):
             raise ValueError(
                 f"the network's scores have shape {tuple(scores.shape)}: num_classes={self.num_classes} asks for "
-                f"({len(x)}, {self.num_classes})"
+                f"({len(x)}, {self.num_classes}); build it with as many outputs, on the command line often "
+                f"--model.network.num_classes={self.num_classes}"
             )
         self._metric(stage, "loss").update(self.evaluation_loss(outputs, target), weight=len(target))
         if self.classifies:
@@ -295,14 +297,29 @@ def loss_of_module(loss: nn.Module, scores: Tensor, target: Tensor) -> Tensor:
 def _is_complete(factory: NetworkFactory) -> bool:
     """Whether a network can be built without a shape and classes."""
     given = factory.keywords if isinstance(factory, partial) else {}
-    parts = (*factory.args, factory.func) if isinstance(factory, partial) else (factory,)
-    # The command line's own partials call a helper with the class as an argument.
-    constructor = next((part for part in parts if isclass(part)), parts[-1])
     optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     return all(
         name in given or parameter.default is not Parameter.empty or parameter.kind in optional
-        for name, parameter in signature(constructor).parameters.items()
+        for name, parameter in _parameters(factory).items()
     )
+
+
+def _call(factory: NetworkFactory, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """A network from shape and classes in this order, or from classes alone of a factory that takes no shape."""
+    parameters = _parameters(factory)
+    ordered = [p.name for p in parameters.values() if p.kind not in (Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD)]
+    takes_both = ordered[1:2] == ["num_classes"] or (ordered and "num_classes" not in parameters)
+    if takes_both:
+        return factory(input_shape, num_classes)
+    return cast(Callable[..., nn.Module], factory)(num_classes=num_classes)
+
+
+def _parameters(factory: NetworkFactory) -> Mapping[str, Parameter]:
+    """What a factory can still be given; of the command line's own partials, what their class takes."""
+    if isinstance(factory, partial) and not isclass(factory.func):
+        # They call a helper with the class as an argument.
+        return signature(next((part for part in factory.args if isclass(part)), factory)).parameters
+    return signature(factory).parameters
 
 
 def _network_factory(network: str | NetworkFactory, presets: Mapping[str, NetworkFactory]) -> NetworkFactory:

@@ -45,6 +45,8 @@ _ENGINES: dict[str, type[BatchedEngine] | type[InPlaceEngine]] = {
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 """Losses that compare numbers with numbers: class numbers become one-hot."""
 _TIMES = ("tau_p", "tau_theta", "tau_x", "tau_hp")
+_DROPS = ("StochasticDepth", "DropBlock2d", "DropBlock3d", "DropPath")
+"""Layers of torchvision and timm that leave out whole branches or blocks by chance, with probability p or drop_prob."""
 _SMALL = 4096
 """Parameters up to which many perturbations as one batched pass are faster than one after another."""
 _GOOD_AMPLITUDE = 1e-3
@@ -267,7 +269,7 @@ class MultiplexedGradientDescent(ClassificationRule):
                     f"layer {name!r} is a {type(module).__name__}: the cost would change by chance more than by a "
                     f"perturbation. Leave it out, or switch it off with .eval()."
                 )
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            if module.training and _pools(module):
                 raise TypeError(
                     f"layer {name!r} is a {type(module).__name__} in training mode: a sample's cost would depend on "
                     "the others, and running statistics on perturbed passes. Switch it to running statistics with "
@@ -561,12 +563,20 @@ class MultiplexedGradientDescent(ClassificationRule):
             self._state = checkpoint.get(_STATE_KEY)
 
 
+def _pools(module: nn.Module) -> bool:
+    """Whether a module in training mode looks at other samples, or gathers statistics of what it sees."""
+    gathers = any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
+    return gathers or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def _draws(module: nn.Module) -> bool:
     """Whether what a module gives depends on chance."""
     if not module.training:
         return False
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         return module.dropout > 0
+    if type(module).__name__ in _DROPS:
+        return bool(getattr(module, "p", getattr(module, "drop_prob", 0.0)))
     return isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
 
 

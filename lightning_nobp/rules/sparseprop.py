@@ -11,7 +11,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_nobp.nn.backprop import check_supported
 from lightning_nobp.nn.crossover import check_threshold, measure_thresholds
 from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.nn.sparsify import (
@@ -50,7 +49,6 @@ class SparseProp(Backprop):
             that match (``'runs/*/checkpoints/*.ckpt'``) the newest.
         fresh: Patterns of layer names that ``pretrained`` does not fill: they start anew.
         seed: Of the random weights that are kept.
-        engine: ``'auto'``: ``'explicit'`` where every layer has a written backward pass, else ``'autograd'``.
         **kwargs: See :class:`Backprop`.
 
     Raises:
@@ -88,10 +86,9 @@ class SparseProp(Backprop):
         self.pretrained = pretrained
         self.fresh = as_patterns(fresh)
         self.seed = seed
-        self._may_fall_back = engine == "auto"
         self._is_measured, self._is_filled = False, False
         self._missing: FileNotFoundError | None = None
-        super().__init__(engine="explicit" if engine == "auto" else engine, **kwargs)
+        super().__init__(engine=engine, **kwargs)
 
     def prepare_network(self, network: nn.Module) -> nn.Module:
         """Put sparse layers in the place of dense ones; a network that has some already is left as it is."""
@@ -108,15 +105,6 @@ class SparseProp(Backprop):
             generator=torch.Generator().manual_seed(self.seed),
             threshold=None if self.threshold == "measure" else self.threshold,
         )
-
-    def check_network(self, network: nn.Module) -> None:
-        """Refuse a network with a layer that the explicit engine does not know, or take the other engine."""
-        if not self._may_fall_back:
-            return super().check_network(network)
-        try:
-            check_supported(network)
-        except TypeError:
-            self.engine = "autograd"
 
     def configure_model(self) -> None:
         """Build what waited for the data module, and fill a new network from ``pretrained``."""

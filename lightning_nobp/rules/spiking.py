@@ -140,6 +140,9 @@ class SpikeTimingBackprop(ClassificationRule):
 
     def check_network(self, network: nn.Module) -> None:
         """Refuse a network that does not lead over spikes to scores, and options that cannot act on it."""
+        if not isinstance(network, nn.Sequential):
+            # A backward pass for it would not help: it has no layers that could spike.
+            check_structure(network)
         check_supported(network)
         check_structure(network)
         output, readout = output_layer(network), leaves(network)[-1][1]

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/run_all.py [--rounds N] [--threads 1] [--only backprop spiking]
 
-Writes ``docs/performance/<script>.json`` for each and at the end the page, by ``docs/make_performance.py``. A script
-that fails is noted there too, and the rest goes on; the exit status says so.
+Writes ``docs/performance/<script>.json`` for each and at the end the pages that show them. A script that fails is noted
+there too, and the rest goes on; the exit status says so.
 """
 
 import argparse
@@ -68,7 +68,9 @@ def main() -> None:
     scripts = sorted(Path(__file__).parent.glob("bench_*.py"))
     chosen = [s for s in scripts if options.only is None or s.stem.removeprefix("bench_") in options.only]
     failed = [script.name for script in chosen if run(script, arguments, options.threads)]
-    subprocess.run([sys.executable, ROOT / "docs" / "make_performance.py"], check=True)
+    # The second shows rows of the first.
+    for page in ("make_performance.py", "make_reproduction.py"):
+        subprocess.run([sys.executable, ROOT / "docs" / page], check=True)
     if failed:
         sys.exit("failed: " + ", ".join(failed))
 

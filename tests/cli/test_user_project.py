@@ -1,18 +1,11 @@
 """A user's project: the wheel beside the other packages, a rule and data of one's own, training, resuming, loading."""
 
 import os
-import shutil
 import subprocess
 import sys
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import yaml
-
-import lightning_nobp
-
-CHECKOUT = Path(lightning_nobp.__file__).parent.parent
 
 RULES = '''
 import torch
@@ -104,23 +97,12 @@ assert (rule(x).argmax(1) == target).float().mean() > 0.9
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(distributions, tmp_path_factory):
     """Where the wheel is installed, without what it depends on."""
-    folder = tmp_path_factory.mktemp("wheel")
-    # A copy: building leaves files behind.
-    ignored = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("lightning_nobp", "recipes"):
-        shutil.copytree(CHECKOUT / name, folder / "source" / name, ignore=ignored)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(CHECKOUT / name, folder / "source")
-    has_setuptools = int(version("setuptools").partition(".")[0]) >= 77
-    isolation = ["--no-isolation"] if has_setuptools else []
-    # As on a machine without a compiler.
-    env = os.environ | {"CC": "false", "CXX": "false"}
-    call("-m", "build", "--wheel", *isolation, "--outdir", folder, folder / "source", env=env)
-    [wheel] = folder.glob("lightning_nobp-*-py3-none-*.whl")
-    call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder / "site", wheel)
-    return folder / "site"
+    _, wheel = distributions
+    folder = tmp_path_factory.mktemp("site")
+    call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
+    return folder
 
 
 def call(*command, **settings):
