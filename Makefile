@@ -53,8 +53,8 @@ wheel: $(VENV)/.installed-release  ## sdist and wheel
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 
-bench: $(VENV)/.installed-test  ## timed runs: a table each, not part of the tests
-	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.installed-test  ## measure everything in docs/performance.md again, and write it; not part of the tests
+	$(BIN)/python tests/benchmarks/run_all.py
 
 CXX ?= g++
 

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import yaml
+from make_performance import markdown
 from make_results import ROOT, Measured, accuracy, table
 
 from lightning_nobp.cli.report import figure
@@ -65,6 +66,8 @@ def block(claim: Claim, measured: Measured) -> list[str]:
         lines += ["", *recorded(claim["recipes"], claim.get("metrics"), measured)]
     for study in claim.get("studies", []):
         lines += ["", *quoted(**study)]
+    for benchmark in claim.get("benchmarks", []):
+        lines += ["", *benchmarked(**benchmark)]
     for run in claim.get("runs", []):
         lines += ["", *shell([run["command"]]), "", "```text", run["printed"].rstrip(), "```"]
     return [*lines, ""]
@@ -108,6 +111,25 @@ def quoted(source: str, command: str, starts: list[str], title: str = "") -> lis
     for head, group in groupby(chosen, key=lambda row: row[0]):
         lines += [*table([head, *(cells for _, cells in group)]), ""]
     return lines + shell([command])
+
+
+def benchmarked(script: str, title: str, rows: list[str]) -> list[str]:
+    """Rows of a table that ``make bench`` measured, and the command.
+
+    Args:
+        script: The benchmark, without its ending.
+        title: How the title of the table begins.
+        rows: What stands in the first cells.
+
+    Raises:
+        ValueError: There is no such table, or no such row.
+    """
+    measured = json.loads((DOCS / "performance" / f"{script}.json").read_text())
+    found = next((t for t in measured["tables"] if t["title"].startswith(title)), {"title": title, "rows": []})
+    chosen = [row for row in found["rows"] if row[0] in rows]
+    if len(chosen) != len(rows):
+        raise ValueError(f"rows={rows!r} are not all in a table {title!r} of docs/performance/{script}.json")
+    return [f"{found['title']}:", "", *markdown(found["columns"], chosen), "", *shell([measured["command"]])]
 
 
 def box_rows(printed: str) -> list[tuple[list[str], list[str]]]:

@@ -1,41 +1,41 @@
-"""What it costs to find a network: the closed form, the alternation of the paper, and SINDy, and how cost grows.
+"""Finding a dynamical network: the closed form, the alternation of the paper, and SINDy.
 
-    python tests/benchmarks/bench_dynamical_network.py [--cycles 6] [--rounds 3]
+    python tests/benchmarks/bench_dynamical_network.py [--rounds 3] [--cycles 6]
 
-Times are CPU seconds of one thread, medians over the rounds; errors are relative errors of the weights.
+What it costs to find the couplings of Lorenz systems from clean time series, and how that grows with the number of
+nodes; errors are relative errors of the weights. `pysindy` fits polynomials of the state of the whole network, each
+velocity by least squares of its own; it and the alternation run once.
+
+The alternation finds the links at once too, and their weights slowly.
 """
 
-import argparse
 import logging
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 
 import lightning as L
 import torch
-from rich.console import Console
-from rich.table import Table
-from study_dynamical_network import random_network, scores, series
+from report import Plot, Report, options
+from study_dynamical_network import random_network, series
+from timing import medians
 from torch import Tensor
 
 from lightning_nobp.datamodules import CoupledOscillatorsDataModule
 from lightning_nobp.functional.network_inference import infer_coupling
+from lightning_nobp.metrics import LinkAUROC, WeightError
 from lightning_nobp.nn import LocalDynamics, NetworkDescent
 from lightning_nobp.rules import DynamicalNetworkBackprop
 
 NODES = (8, 16, 32, 64, 128, 256)
 
 
-def cpu_seconds(run: Callable[[], Tensor], rounds: int) -> tuple[float, Tensor]:
-    """Median time of a run, and what it gives."""
-    spent = []
-    for _ in range(rounds):
-        start = time.process_time()
-        found = run()
-        spent.append(time.process_time() - start)
-    return statistics.median(spent), found
+def measured(run: Callable[[], Tensor], true: Tensor, rounds: int) -> dict[str, float]:
+    """CPU seconds, and how good what was found is."""
+    found: list[Tensor] = []
+    milliseconds = medians({"": lambda: found.append(run())}, rounds, warm_up=0)[""]
+    scores = {"AUROC": float(LinkAUROC.of(found[-1], true)), "error": float(WeightError.of(found[-1], true))}
+    return {"CPU seconds": milliseconds / 1e3, **scores}
 
 
 def closed_form(data: CoupledOscillatorsDataModule) -> Tensor:
@@ -89,8 +89,7 @@ def sindy(x: Tensor, dt: float, nodes: int) -> Tensor:
     return found - torch.diag(found.diagonal())
 
 
-def compare(cycles: int, rounds: int) -> None:
-    table = Table("method", "CPU seconds", "times the closed form's", "AUROC", "error", title="Lorenz 16, clean series")
+def compare(report: Report, cycles: int, rounds: int) -> None:
     data = CoupledOscillatorsDataModule(window=20, stride=17, batch_size=64)
     data.setup("fit")
     windows = CoupledOscillatorsDataModule(window=10, batch_size=32)
@@ -101,42 +100,32 @@ def compare(cycles: int, rounds: int) -> None:
         "DynamicalNetworkBackprop, closed form": (lambda: closed_form(data), data.true_weights, rounds),
         "DynamicalNetworkBackprop, alternation": (lambda: alternation(windows, cycles), windows.true_weights, 1),
     }
-    try:
-        import pysindy  # noqa: F401
-
+    if report.peer("pysindy"):
         runs["pysindy, degree 2 of 48 numbers, 2 of 8 trajectories"] = (lambda: sindy(x[:2], 0.02, 16), true, 1)
-    except ImportError:
-        print("pysindy is not installed: its row is left out")
-    first = None
-    for name, (run, wanted, times) in runs.items():
-        seconds, found = cpu_seconds(run, times)
-        first = first or seconds
-        table.add_row(name, f"{seconds:.2f}", f"{seconds / first:.1f}", *scores(found, wanted))
-    Console(width=110).print(table)
+    rows = [{"method": name, **measured(*run)} for name, run in runs.items()]
+    for row in rows:
+        row["/ infer_coupling"] = row["CPU seconds"] / rows[0]["CPU seconds"]
+    report.table("Lorenz 16, clean series", rows)
 
 
-def growth(rounds: int) -> None:
-    table = Table(
-        "nodes", "CPU seconds", "AUROC", "error", title="infer_coupling, Lorenz, 2 trajectories of 3,129 samples"
-    )
+def growth(report: Report, rounds: int) -> None:
+    rows = []
     for nodes in NODES:
         weights = random_network("lorenz", nodes)
         x = series("lorenz", weights, num_trajectories=2)
-        seconds, found = cpu_seconds(lambda: infer_coupling(x, 0.02).weights, rounds)  # noqa: B023
-        table.add_row(str(nodes), f"{seconds:.2f}", *scores(found, weights))
-    Console(width=110).print(table)
+        rows.append({"nodes": nodes, **measured(lambda x=x: infer_coupling(x, 0.02).weights, weights, rounds)})
+    title = "infer_coupling, Lorenz, 2 trajectories of 3,129 samples"
+    report.table(title, rows, Plot(["CPU seconds"], "nodes", "infer_coupling, s"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cycles", type=int, default=6, help="of the alternation")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    cycles = {"type": int, "default": 6, "help": "of the alternation"}
+    choices = options(__doc__, rounds=3, cycles=cycles)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    compare(options.cycles, options.rounds)
-    growth(options.rounds)
+    report = Report(choices)
+    compare(report, choices.cycles, choices.rounds)
+    growth(report, choices.rounds)
 
 
 if __name__ == "__main__":

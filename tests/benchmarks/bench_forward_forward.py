@@ -1,31 +1,33 @@
-"""Time of a Forward-Forward step and of a prediction, beside the ways in which others write them.
+"""Forward-Forward and SymBa beside the ways in which others write them.
 
-    python tests/benchmarks/bench_forward_forward.py [--rounds 40] [--threads 1]
+    python tests/benchmarks/bench_forward_forward.py [--rounds 9] [--threads 1]
 
-All variants train the same network on the same batch, run interleaved in one process, and include the optimizer's step;
-times are medians. *Public style* is what the widespread scripts do: two forward passes a layer, a backward pass and an
-Adam of its own for each layer, and the activity computed again with the new weights for the next. *Autograd* is the
-same by the book: positives and negatives as one batch, one backward pass through layers that are cut apart, one fused
-Adam.
+A step is of the same network on the same batch, with the optimizer's part. *Public style* is what the widespread
+scripts do: two forward passes a layer, a backward pass and an Adam of its own for each layer, and the activity once
+more with the new weights. *Autograd* is the same by the book: positives and negatives as one batch, one backward pass
+through layers that are cut apart, one fused Adam. Both draw random negatives; the row with random negatives does the
+same work.
+
+What is saved is the first layer's: one product for both labels, and for its gradient too. In wide networks, whose upper
+layers dominate, that is little; pruned candidates help their predictions. Hard negatives by the first layer's goodness
+cost a part of a step, by all layers' two to three steps.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
+from timing import medians
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.forward_forward import overlay_label, sample_wrong_labels, symba_loss
 from lightning_nobp.nn import MLP, ForwardForwardMLP
-from lightning_nobp.rules import Backprop, SymBa
+from lightning_nobp.rules import Backprop, ForwardForward, SymBa
 
 Step = Callable[[Tensor, Tensor], object]
 AMPLITUDE = 14.0
+DEPTHS = (1, 2, 4, 8, 16)
 
 
 def normalised(h: Tensor) -> Tensor:
@@ -104,62 +106,74 @@ def all_labels_as_a_batch(network: ForwardForwardMLP) -> Step:
     return predict
 
 
-def milliseconds(variants: dict[str, Step], batch: tuple[Tensor, Tensor], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 3):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call(*batch)
-            if number >= 3:
-                times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(each) for name, each in times.items()}
+def timed(variants: dict[str, Step], batch: tuple[Tensor, Tensor], rounds: int) -> dict[str, float]:
+    return medians({name: lambda step=step: step(*batch) for name, step in variants.items()}, rounds, warm_up=2)
 
 
-def show(title: str, medians: dict[str, float], references: list[str]) -> None:
-    table = Table(title=title)
-    table.add_column("variant")
-    table.add_column("ms", justify="right")
-    for reference in references:
-        table.add_column(f"{reference} / this", justify="right")
-    for name, value in medians.items():
-        table.add_row(name, f"{value:.2f}", *(f"{medians[r] / value:.2f}" for r in references))
-    Console(width=140).print(table)
+def compared(found: dict[str, float], references: list[str]) -> list[dict]:
+    return [
+        {"variant": name, "ms": value, **{f"{r} / this": found[r] / value for r in references}}
+        for name, value in found.items()
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    for hidden_dims, rounds in (((500, 500), options.rounds), ((2000, 2000, 2000), max(5, options.rounds // 4))):
-        batch = (torch.randn(250, 784), torch.randint(10, (250,)))
-        size = "-".join(map(str, (784, *hidden_dims)))
+def backprop(hidden_dims: tuple[int, ...]) -> Step:
+    network = MLP((784,), 10, hidden_dims)
+    return by_rule(Backprop(network=network, num_classes=10, input_shape=(784,), loss="cross_entropy"))
+
+
+def training_steps(hidden_dims: tuple[int, ...]) -> dict[str, Step]:
+    return {
+        "public style": public_style(hidden_dims),
+        "autograd": by_autograd(hidden_dims),
+        "SymBa, random negatives": by_rule(symba(hidden_dims, negatives="random")),
+        "SymBa, hard negatives": by_rule(symba(hidden_dims)),
+        "SymBa, hard negatives of all layers": by_rule(symba(hidden_dims, hard_scope="all")),
+        "backprop of the same widths": backprop(hidden_dims),
+    }
+
+
+def predictions(hidden_dims: tuple[int, ...]) -> dict[str, Step]:
+    rule = symba(hidden_dims)
+    pruned = symba(hidden_dims, predict_top_k=3)
+    pruned.load_state_dict(rule.state_dict())
+    return {
+        "one label after another": one_label_after_another(rule.network),
+        "all labels as one batch": all_labels_as_a_batch(rule.network),
+        "SymBa": lambda x, y: rule(x).argmax(1),
+        "SymBa, predict_top_k=3": lambda x, y: pruned(x).argmax(1),
+    }
+
+
+def depths(batch: tuple[Tensor, Tensor], rounds: int) -> list[dict]:
+    rows = []
+    for depth in DEPTHS:
+        hidden_dims = (500,) * depth
         steps = {
             "public style": public_style(hidden_dims),
             "autograd": by_autograd(hidden_dims),
-            "SymBa, random negatives": by_rule(symba(hidden_dims, negatives="random")),
-            "SymBa, hard negatives": by_rule(symba(hidden_dims)),
-            "SymBa, hard negatives of all layers": by_rule(symba(hidden_dims, hard_scope="all")),
-            "backprop of the same widths": by_rule(
-                Backprop(network=MLP((784,), 10, hidden_dims), num_classes=10, input_shape=(784,), loss="cross_entropy")
-            ),
+            "Forward-Forward": by_rule(ForwardForward(hidden_dims=hidden_dims, input_dim=784, num_classes=10)),
+            "SymBa": by_rule(symba(hidden_dims)),
+            "backprop": backprop(hidden_dims),
         }
-        title = f"One step of {size}, batch 250, {options.threads} thread(s), float32"
-        show(title, milliseconds(steps, batch, rounds), ["public style", "autograd"])
-        rule = symba(hidden_dims)
-        pruned = symba(hidden_dims, predict_top_k=3)
-        pruned.load_state_dict(rule.state_dict())
-        predictions = {
-            "one label after another": one_label_after_another(rule.network),
-            "all labels as one batch": all_labels_as_a_batch(rule.network),
-            "SymBa": lambda x, y, rule=rule: rule(x).argmax(1),
-            "SymBa, predict_top_k=3": lambda x, y, pruned=pruned: pruned(x).argmax(1),
-        }
+        rows.append({"layers": depth, **timed(steps, batch, rounds)})
+    return rows
+
+
+def main() -> None:
+    choices = options(__doc__, rounds=9)
+    report = Report(choices)
+    batch = (torch.randn(250, 784), torch.randint(10, (250,)))
+    for hidden_dims, rounds in (((500, 500), choices.rounds), ((2000, 2000, 2000), max(2, choices.rounds // 3))):
+        size = "-".join(map(str, (784, *hidden_dims)))
+        found = timed(training_steps(hidden_dims), batch, rounds)
+        report.table(f"One step of {size}, batch 250", compared(found, ["public style", "autograd"]))
         with torch.no_grad():
-            medians = milliseconds(predictions, batch, rounds)
-        show(f"Prediction of 250 samples, {size}", medians, ["one label after another"])
+            found = timed(predictions(hidden_dims), batch, rounds)
+        report.table(f"Prediction of 250 samples, {size}", compared(found, ["one label after another"]))
+    lines = ("public style", "autograd", "Forward-Forward", "SymBa", "backprop")
+    title = "One step against the number of layers of 500 units, batch 250, ms"
+    report.table(title, depths(batch, choices.rounds), Plot(lines, "layers of 500 units", "a step, ms"))
 
 
 if __name__ == "__main__":

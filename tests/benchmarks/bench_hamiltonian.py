@@ -1,34 +1,30 @@
-"""Echoes beside autograd and the reversible adjoint: time, memory, and errors of the gradient.
+"""Hamiltonian echoes beside autograd and the reversible adjoint.
 
-    python tests/benchmarks/bench_hamiltonian.py [--rounds 9] [--pictures docs]
+    python tests/benchmarks/bench_hamiltonian.py [--rounds 5] [--pictures docs]
 
-*Time*: one step of training, float32, one thread, interleaved in one process; medians of the thread's CPU time. All
-engines run the same leapfrog with the same hand-written forces; autograd's graph goes through all time steps. The steps
-are those of the recipes: 74 driven units on MNIST of 14x14 pixels, and 334 coupled Duffing oscillators.
+All engines run the same leapfrog with the same hand-written forces; autograd's graph goes through all time steps. The
+first steps are those of the recipes: 74 driven units on MNIST of 14x14 pixels, and 334 coupled Duffing oscillators.
+*Memory* is the growth of the peak of resident memory of a child process while 334 Duffing oscillators, batch 32, are
+simulated and learn once, against the number of time steps; less than one MiB is drawn as one. *Errors* are of the
+gradient of 30 Duffing oscillators, against autograd in float64, by size and kind of the nudge; with `--pictures` they
+are drawn too, as `hamiltonian_nudge.png`.
 
-*Memory*: growth of the resident memory of a child process while 334 Duffing oscillators, batch 32, are simulated and
-learn once, from 100 to 5000 time steps.
-
-*Errors*: of the gradient of 30 Duffing oscillators, against autograd in float64, by size and kind of the nudge.
-
-With ``--pictures`` the last two are drawn too, as ``hamiltonian_memory.png`` and ``hamiltonian_nudge.png``.
+Memory is the gain, not speed: by its count of matrix products an echo of two copies costs four simulations where
+autograd costs three, and in exchange stores nothing.
 """
 
-import argparse
 import multiprocessing
-import resource
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
+from timing import medians
 from torch import Tensor
 
+from lightning_nobp.cli.measured_run import _forget_peak, _peak_bytes
 from lightning_nobp.functional.hamiltonian import hamiltonian_echo, leapfrog
 from lightning_nobp.nn import DuffingClassifier, DuffingNetwork, HamiltonianLayer, HamiltonianNetwork, LogCoshClassifier
 
@@ -36,7 +32,6 @@ BATCH, MEMORY_BATCH = 128, 32
 ENGINES = ("autograd", "echo", "adjoint")
 STEPS = (100, 200, 500, 1000, 2000, 5000)
 NUDGES = ("one_sided", "symmetric", "richardson")
-CONSOLE = Console(width=110)
 
 NETWORKS: dict[str, Callable[[], HamiltonianNetwork]] = {
     "74 driven units, n=12": partial(LogCoshClassifier, (1, 28, 28), 10, pool=2, dt=0.25),
@@ -51,73 +46,77 @@ def training_step(network: HamiltonianNetwork, x: Tensor, target: Tensor) -> Non
 
 
 def times(make: Callable[[], HamiltonianNetwork], rounds: int) -> dict[str, float]:
-    """Milliseconds of a step by each engine, and of the simulation alone, taken in turns."""
-    torch.manual_seed(0)
+    """Milliseconds of a step by each engine, and of the simulation alone."""
     network, x = make(), torch.rand(BATCH, 1, 28, 28)
     target = torch.randint(10, (BATCH,))
-    found: dict[str, list[float]] = {name: [] for name in ("forward", *ENGINES)}
-    for _ in range(rounds + 1):
-        for name, all_ in found.items():
-            network.layer.gradient_engine = "echo" if name == "forward" else name
-            start = time.thread_time()
-            if name == "forward":
-                network(x)
-            else:
-                training_step(network, x, target)
-            all_.append(1e3 * (time.thread_time() - start))
-    # The first pays for memory.
-    return {name: statistics.median(all_[1:]) for name, all_ in found.items()}
+
+    def step(engine: str) -> None:
+        network.layer.gradient_engine = engine
+        training_step(network, x, target)
+
+    runs = {"forward alone": lambda: network(x), **{engine: partial(step, engine) for engine in ENGINES}}
+    return medians(runs, rounds)
 
 
-def show_times(rounds: int) -> None:
-    table = Table(title=f"A step of {BATCH} samples, ms of CPU time", title_justify="left")
-    for column in ("network", "forward alone", *ENGINES, "echo / autograd", "adjoint / autograd"):
-        table.add_column(column, justify="right")
+def recipes(report: Report, rounds: int) -> None:
+    rows = []
     for name, make in NETWORKS.items():
         found = times(make, rounds)
-        ratios = (f"{found[engine] / found['autograd']:.2f}" for engine in ("echo", "adjoint"))
-        table.add_row(name, *(f"{value:.1f}" for value in found.values()), *ratios)
-    CONSOLE.print(table)
+        ratios = {f"{engine} / autograd": found[engine] / found["autograd"] for engine in ("echo", "adjoint")}
+        rows.append({"network": name, **found, **ratios})
+    report.table(f"A step of {BATCH} samples, ms", rows)
+
+
+def time_steps(report: Report, rounds: int) -> None:
+    rows = []
+    for n_steps in STEPS:
+        torch.manual_seed(0)
+        system, q = DuffingNetwork(334), torch.randn(MEMORY_BATCH, 334)
+        layers = {engine: HamiltonianLayer(system, 1e-3, n_steps, engine).eval() for engine in ENGINES}
+        runs = {engine: partial(there_and_back, layer, q) for engine, layer in layers.items()}
+        rows.append({"time steps": n_steps, **medians(runs, max(1, rounds // 3), warm_up=0)})
+    title = f"A step of 334 Duffing oscillators, batch {MEMORY_BATCH}, ms"
+    report.table(title, rows, Plot(ENGINES, "time steps", "a step, ms"))
+
+
+def there_and_back(layer: HamiltonianLayer, q: Tensor) -> None:
+    layer(q)[0].sin().sum().backward()
 
 
 # Memory
 
 
-def _grow(engine: str, n_steps: int, pipe: Any) -> None:
+def _grow(engine: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    layer = HamiltonianLayer(DuffingNetwork(334), 1e-3, n_steps, engine).eval()
-    q = torch.randn(MEMORY_BATCH, 334)
-    warm = HamiltonianLayer(layer.system, 1e-3, 10, engine).eval()
-    warm(q)[0].sin().sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    layer(q)[0].sin().sum().backward()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    system, q = DuffingNetwork(334), torch.randn(MEMORY_BATCH, 334)
+    there_and_back(HamiltonianLayer(system, 1e-3, 10, engine).eval(), q)
+    # A child begins with the peak of its parent.
+    _forget_peak()
+    before = _peak_bytes()
+    for n_steps in STEPS:
+        there_and_back(HamiltonianLayer(system, 1e-3, n_steps, engine).eval(), q)
+        pipe.send((_peak_bytes() - before) / 2**20)
 
 
-def growth(engine: str, n_steps: int) -> float:
-    """MiB that the peak of a fresh process's resident memory grows."""
+def growth(engine: str) -> list[float]:
+    """MiB that the peak of a fresh process's resident memory grows, after each number of time steps."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_grow, args=(engine, n_steps, sender))
+    process = context.Process(target=_grow, args=(engine, sender))
     process.start()
     # Or a child that is killed for its memory would never be missed.
     sender.close()
-    found: float = receiver.recv()
+    found = [receiver.recv() for _ in STEPS]
     process.join()
     return found
 
 
-def show_memory(folder: Path | None) -> None:
-    table = Table(title="Growth of the peak of resident memory, MiB", title_justify="left")
-    for column in ("time steps", *ENGINES):
-        table.add_column(column, justify="right")
-    found = {engine: [growth(engine, n_steps) for n_steps in STEPS] for engine in ENGINES}
-    for row, n_steps in enumerate(STEPS):
-        table.add_row(str(n_steps), *(f"{found[engine][row]:.0f}" for engine in ENGINES))
-    CONSOLE.print(table)
-    if folder is not None:
-        draw_memory(found, folder / "hamiltonian_memory.png")
+def memory(report: Report) -> None:
+    found = {engine: growth(engine) for engine in ENGINES}
+    rows = [{"time steps": n, **{engine: found[engine][k] for engine in ENGINES}} for k, n in enumerate(STEPS)]
+    title = "Growth of the peak of resident memory, MiB"
+    report.table(title, rows, Plot(ENGINES, "time steps", "growth of peak memory, MiB"))
 
 
 # Errors
@@ -140,38 +139,18 @@ def errors(nudge: str, dtype: torch.dtype, etas: list[float]) -> list[float]:
     return [float((f - exact).norm() / exact.norm()) for f in found]
 
 
-def show_errors(folder: Path | None) -> None:
+def nudges(report: Report, folder: Path | None) -> None:
     etas = [10 ** (exponent / 2) for exponent in range(-14, 0)]
-    table = Table(title="Relative error of the gradient", title_justify="left")
-    table.add_column("eta")
     kinds = [(nudge, dtype) for dtype in (torch.float64, torch.float32) for nudge in NUDGES]
-    for nudge, dtype in kinds:
-        table.add_column(f"{nudge}\n{str(dtype).removeprefix('torch.')}", justify="right")
     found = {(nudge, dtype): errors(nudge, dtype, etas) for nudge, dtype in kinds}
-    for row, eta in enumerate(etas):
-        table.add_row(f"{eta:.1e}", *(f"{found[kind][row]:.1e}" for kind in kinds))
+    names = {kind: f"{kind[0]}, {str(kind[1]).removeprefix('torch.')}" for kind in kinds}
+    rows = [{"eta": f"{eta:.1e}", **{names[kind]: found[kind][k] for kind in kinds}} for k, eta in enumerate(etas)]
     tangents = {dtype: errors("tangent", dtype, [1.0])[0] for dtype in (torch.float64, torch.float32)}
-    CONSOLE.print(table)
-    CONSOLE.print("without a nudge (adjoint): " + ", ".join(f"{d}: {e:.1e}" for d, e in tangents.items()))
+    report.table("Relative error of the gradient, by size of the nudge", rows)
+    told = [{"dtype": str(dtype).removeprefix("torch."), "error": error} for dtype, error in tangents.items()]
+    report.table("Relative error of the gradient without a nudge, by the adjoint", told)
     if folder is not None:
         draw_errors(etas, found, tangents, folder / "hamiltonian_nudge.png")
-
-
-# Pictures
-
-
-def draw_memory(found: dict[str, list[float]], file: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    for engine, marker in zip(ENGINES, "os^", strict=True):
-        axes.plot(STEPS, found[engine], marker=marker, label=engine)
-    axes.set(xscale="log", xlabel="time steps", ylabel="growth of peak memory, MiB")
-    # Zero has a place on it.
-    axes.set_yscale("symlog", linthresh=1.0)
-    axes.set_ylim(bottom=-0.5)
-    axes.legend()
-    figure.savefig(file, dpi=120)
 
 
 def draw_errors(
@@ -198,14 +177,12 @@ def draw_errors(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--pictures", type=Path, help="folder to draw into")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    show_times(options.rounds)
-    show_errors(options.pictures)
-    show_memory(options.pictures)
+    choices = options(__doc__, rounds=5, pictures={"type": Path, "help": "folder to draw into"})
+    report = Report(choices)
+    recipes(report, choices.rounds)
+    time_steps(report, choices.rounds)
+    memory(report)
+    nudges(report, choices.pictures)
 
 
 if __name__ == "__main__":

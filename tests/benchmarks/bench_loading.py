@@ -1,19 +1,15 @@
-"""Seconds of loading one epoch of MNIST: the data module beside a DataLoader over torchvision's data set.
+"""Loading images: the data module beside a DataLoader over torchvision's data set.
 
-    python tests/benchmarks/bench_loading.py [--root data] [--rounds 5] [--batch-size 128]
+    python tests/benchmarks/bench_loading.py [--rounds 1] [--root data] [--batch-size 128]
 
-60,000 training images in shuffled, normalised batches, one thread and no workers. The variants run in turn, round
-after round; the table gives medians, and ratios of medians to the data module's.
+One epoch of MNIST: 60,000 training images in shuffled, normalised batches, without workers. MNIST is read from
+`NOBP_DATA`, or from `--root`.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterable
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from report import Report, options
+from timing import medians
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
@@ -43,34 +39,23 @@ def variants(root: str | None, batch_size: int) -> dict[str, Callable[[], Iterab
     }
 
 
-def epoch(loader: Iterable) -> float:
-    start = time.perf_counter()
+def epoch(loader: Iterable) -> None:
     samples = sum(len(target) for _, target in loader)
     assert samples == 60_000
-    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--root")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    found = variants(arguments.root, arguments.batch_size)
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(arguments.rounds):
-        for name, make in found.items():
-            seconds[name].append(epoch(make()))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    table = Table(title=f"One epoch of MNIST, batch {arguments.batch_size}, one thread")
-    table.add_column("loader")
-    table.add_column("seconds", justify="right")
-    table.add_column("ratio", justify="right")
-    for name, median in medians.items():
-        baseline = medians["MNISTDataModule, random shifts" if "shifts" in name else "MNISTDataModule"]
-        table.add_row(name, f"{median:.3f}", f"{median / baseline:.1f}")
-    Console(width=100).print(table)
+    root = {"help": "folder of the data"}
+    choices = options(__doc__, rounds=1, root=root, batch_size={"type": int, "default": 128})
+    report = Report(choices)
+    loaders = variants(choices.root, choices.batch_size)
+    runs = {name: lambda make=make: epoch(make()) for name, make in loaders.items()}
+    found = medians(runs, choices.rounds, warm_up=0)
+    rows = []
+    for name, milliseconds in found.items():
+        ours = found["MNISTDataModule, random shifts" if "shifts" in name else "MNISTDataModule"]
+        rows.append({"loader": name, "seconds": milliseconds / 1e3, "/ MNISTDataModule": milliseconds / ours})
+    report.table(f"One epoch of MNIST, batch {choices.batch_size}", rows)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
-"""Perturbations per second of multiplexed gradient descent, beside the ways in which others write it.
+"""Multiplexed gradient descent: perturbations a second beside the ways in which others write them.
 
-    python tests/benchmarks/bench_mgd.py [--rounds 15] [--threads 1]
+    python tests/benchmarks/bench_mgd.py [--rounds 7] [--threads 1]
 
-All variants estimate the gradient of the same network from the same batch by central differences, run interleaved in
-one process; times are medians. *Plain loop* is the widespread way: draw a random vector, add it, run, take it away
-twice, run, put the parameters back, multiply. *torch.func* is naive vmapped code with full random vectors. A
-perturbation of single samples counts once for every sample of the batch, since each has its own.
+All variants estimate the gradient of the same network from the same batch by central differences. *Plain loop* is the
+widespread way: draw a random vector, add it, run, take it away twice, run, put the parameters back, multiply.
+*torch.func* is naive vmapped code with full random vectors. A perturbation of single samples counts once for every
+sample of the batch, since each has its own. *Memory* is measured in processes of their own: every variant but inference
+leaves a gradient of 64 MiB.
+
+Many perturbations at once pay off while the network is small; where the products are large, single samples with
+perturbations of their own are what makes an estimate cheap.
 """
 
 import argparse
 import gc
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
+from timing import medians
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -80,61 +82,76 @@ def ours(network: nn.Module, x: Tensor, y: Tensor, **options: object) -> Step:
     return step
 
 
-def milliseconds(variants: dict[str, Step], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 2):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if number >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(each) for name, each in times.items()}
-
-
-def compare(name: str, network: nn.Module, shape: tuple[int, ...], batch: int, count: int, rounds: int) -> None:
+def compare(name: str, network: nn.Module, shape: tuple[int, ...], batch: int, count: int, report: Report) -> None:
     x, y = torch.rand(batch, *shape), torch.arange(batch) % next(reversed(list(network.parameters()))).shape[0]
     variants = {
         "plain loop": (plain_loop(network, x, y), 1),
         "torch.func": (torch_func(network, x, y, count), count),
-        "engine='vmap'": (ours(network, x, y, engine="vmap", num_perturbations=count), count),
-        "engine='in_place'": (ours(network, x, y, engine="in_place"), 1),
-        "engine='jvp'": (ours(network, x, y, engine="jvp", num_perturbations=count), count),
-        "engine='per_sample'": (ours(network, x, y, engine="per_sample"), batch),
-        "perturb='activations'": (ours(network, x, y, perturb="activations"), batch),
+        'engine="vmap"': (ours(network, x, y, engine="vmap", num_perturbations=count), count),
+        'engine="in_place"': (ours(network, x, y, engine="in_place"), 1),
+        'engine="jvp"': (ours(network, x, y, engine="jvp", num_perturbations=count), count),
     }
-    if batch == 1:
-        del variants["engine='per_sample'"], variants["perturb='activations'"]
-    found = milliseconds({n: step for n, (step, _) in variants.items()}, rounds)
-    each = {n: found[n] / variants[n][1] for n in variants}
-    size = sum(p.numel() for p in network.parameters())
-    table = Table(title=f"{name}, {size:,} parameters, batch {batch}, {count} perturbations at once")
-    for column in ("variant", "perturbations a second", "plain loop / this", "torch.func / this"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for n, value in each.items():
-        ratios = (f"{each[other] / value:.1f}" for other in ("plain loop", "torch.func"))
-        table.add_row(n, f"{1e3 / value:,.0f}", *ratios)
-    Console(width=110).print(table)
+    if batch > 1:
+        variants['engine="per_sample"'] = ours(network, x, y, engine="per_sample"), batch
+        variants['perturb="activations"'] = ours(network, x, y, perturb="activations"), batch
+    found = medians({n: step for n, (step, _) in variants.items()}, report.options.rounds, warm_up=2)
+    rates = {n: round(1e3 * variants[n][1] / found[n]) for n in variants}
+    rows = []
+    for n, rate in rates.items():
+        ratios = {f"this / {other}": rate / rates[other] for other in ("plain loop", "torch.func")}
+        rows.append({"variant": n, "perturbations a second": rate, **ratios})
+    report.table(f"{name}, {size(network):,} parameters, batch {batch}, {count} perturbations at once", rows)
 
 
-def signs(rounds: int) -> None:
+def size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def parameters(report: Report) -> None:
+    """Time of an estimate from 64 perturbations against the size of a perceptron, batch 64."""
+    rows = []
+    for width in (2, 8, 32, 128, 512):
+        network, x, y = MLP((64,), 10, (width,)), torch.rand(64, 64), torch.arange(64) % 10
+        runs = {
+            "torch.func": torch_func(network, x, y, 64),
+            "vmap": ours(network, x, y, engine="vmap", num_perturbations=64),
+            "jvp": ours(network, x, y, engine="jvp", num_perturbations=64),
+            "per_sample": ours(network, x, y, engine="per_sample"),
+        }
+        rows.append({"parameters": size(network), **medians(runs, report.options.rounds)})
+    lines = ("torch.func", "vmap", "jvp", "per_sample")
+    title = "64 perturbations of a perceptron 64-n-10, batch 64, ms"
+    report.table(title, rows, Plot(lines, "parameters", "64 perturbations, ms"))
+
+
+def perturbations(report: Report) -> None:
+    """Time of an estimate against the number of perturbations."""
+    network, x, y = MLP((64,), 10, (32,)), torch.rand(64, 64), torch.arange(64) % 10
+    loop, rows = plain_loop(network, x, y), []
+    for count in (1, 4, 16, 64, 256):
+        runs = {
+            "plain loop": lambda count=count: [loop() for _ in range(count)],
+            "torch.func": torch_func(network, x, y, count),
+            "vmap": ours(network, x, y, engine="vmap", num_perturbations=count),
+            "jvp": ours(network, x, y, engine="jvp", num_perturbations=count),
+        }
+        rows.append({"perturbations": count, **medians(runs, report.options.rounds)})
+    title = "An estimate for a perceptron 64-32-10, batch 64, ms"
+    report.table(title, rows, Plot(list(rows[0])[1:], "perturbations", "an estimate, ms"))
+
+
+def signs(report: Report) -> None:
     rows = torch.arange(64)
     count = 784 + 128 + 128 + 64 + 64 + 10 + 3
     network, x = MLP((784,), 10, (128, 64)), torch.rand(64, 784)
+    runs = {
+        "forward pass of 784-128-64-10, batch 64": lambda: network(x),
+        "its signs by hash, for every sample": lambda: random_signs(0, rows, 0, count),
+        "by torch.randint": lambda: torch.randint(0, 2, (64, count)).float().mul_(2).sub_(1),
+    }
     with torch.no_grad():
-        found = milliseconds(
-            {
-                "forward pass of 784-128-64-10, batch 64": lambda: network(x),
-                "its signs by hash, for every sample": lambda: random_signs(0, rows, 0, count),
-                "by torch.randint": lambda: torch.randint(0, 2, (64, count)).float().mul_(2).sub_(1),
-            },
-            20 * rounds,
-        )
-    table = Table(title="Drawing signs")
-    table.add_column("what")
-    table.add_column("us", justify="right")
-    for name, value in found.items():
-        table.add_row(name, f"{1e3 * value:.0f}")
-    Console(width=110).print(table)
+        found = medians(runs, 20 * report.options.rounds)
+    report.table("Drawing signs", [{"what": name, "us": 1e3 * value} for name, value in found.items()])
 
 
 MEMORY = ("inference", "plain loop", "in_place", "per_sample", "backward")
@@ -161,29 +178,21 @@ def peak_memory(variant: str) -> float:
     return (_peak_bytes() - before) / 2**20
 
 
-def memory() -> None:
-    table = Table(
-        title="Memory that a step adds to 64 MiB of weights; every one but inference leaves a gradient of 64 MiB"
-    )
-    table.add_column("variant")
-    table.add_column("MiB", justify="right")
+def memory(report: Report) -> None:
+    rows = []
     for variant in MEMORY:
         command = [sys.executable, __file__, "--memory-of", variant]
-        table.add_row(variant, subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
-    Console(width=110).print(table)
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows.append({"variant": variant, "MiB": float(printed)})
+    report.table("Memory that a step adds to 64 MiB of weights", rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory-of", choices=MEMORY, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.memory_of:
-        print(f"{peak_memory(options.memory_of):.0f}")
+    choices = options(__doc__, rounds=7, memory_of={"choices": MEMORY, "help": argparse.SUPPRESS})
+    if choices.memory_of:
+        print(peak_memory(choices.memory_of))
         return
-    torch.manual_seed(0)
+    report = Report(choices)
     networks = (
         ("2-2-1", SigmoidMLP((2,), 2, (2,)), (2,), 1, 1024),
         ("49-4-4", SigmoidMLP((49,), 4), (49,), 1, 1024),
@@ -192,9 +201,11 @@ def main() -> None:
         ("CNN 8-16", CNN((1, 28, 28), 10, (8, 16), 16), (1, 28, 28), 32, 8),
     )
     for name, network, shape, batch, count in networks:
-        compare(name, network, shape, batch, count, options.rounds)
-    signs(options.rounds)
-    memory()
+        compare(name, network, shape, batch, count, report)
+    parameters(report)
+    perturbations(report)
+    signs(report)
+    memory(report)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,31 @@
-"""Quaternion layers in two algorithms, beside the real layer of the same width and the usual way.
+"""Quaternion layers beside the real layer of the same width and the usual way.
 
-    python tests/benchmarks/bench_quaternion.py [--rounds 15] [--picture FILE]
+    python tests/benchmarks/bench_quaternion.py [--rounds 5]
 
-Forward and backward by autograd, float32, one thread, interleaved in one process; times are medians of the thread's CPU
-time. *Real* is ``nn.Linear`` or ``nn.Conv2d`` with four times as many weights. *Concatenated* is how public
-quaternion layers do it: the block matrix by ``torch.cat``, one real product, autograd for the rest.
+Forward and backward by autograd, float32. *Real* is torch's layer of the same width, with four times as many weights;
+*concatenated* is how public quaternion layers do it: the block matrix by `torch.cat`, one real product, autograd for
+the rest. *block* and *fast8* are the two algorithms of this package.
+
+`fast8` takes half the multiplications and some passes over memory, which pay off from 64 quaternions on with 256
+samples, from 128 with 32, and in wider layers always, since writing the block alone takes long there;
+`algorithm="auto"` chooses by that. These layers live by what is in the cache, and ratios move between machines.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
+from timing import Run, medians
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.quaternion import hamilton_block
 from lightning_nobp.nn import QuaternionConv2d, QuaternionLinear
 
-LINEAR = [(n, b) for n in (64, 128, 256, 512) for b in (128, 1024)]
 CONV = ((16, 32, 16), (32, 32, 16), (64, 32, 16), (128, 16, 8))
 """Quaternion channels, batch, height and width."""
+BATCHES = (128, 1024)
 WIDTHS = (16, 32, 64, 128, 256, 512)
-Run = Callable[[], object]
-
-
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.thread_time()
-            run()
-            times[name].append(1e3 * (time.thread_time() - start))
-    # The first pays for memory and for choosing algorithms.
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
 
 
 def there_and_back(run: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor, grad: Tensor) -> Run:
@@ -74,44 +61,27 @@ def conv_runs(width: int, batch: int, size: int) -> dict[str, Run]:
     return runs | {a: there_and_back(layer, list(layer.parameters()), x, grad) for a, layer in layers.items()}
 
 
-def show(title: str, first: str, rows: dict[str, dict[str, float]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in (first, "real, ms", "concatenated", "block", "fast8", "concatenated / fast8", "real / fast8"):
-        table.add_column(column, justify="right")
-    for name, found in rows.items():
-        ratios = [found[other] / found["fast8"] for other in ("concatenated", "real")]
-        cells = [f"{found[kind]:.2f}" for kind in ("real", "concatenated", "block", "fast8")]
-        table.add_row(name, *cells, *(f"{ratio:.2f}" for ratio in ratios))
-    Console(width=110).print(table)
-
-
-def draw(rows: dict[int, dict[str, float]], file: Path) -> None:
-    """Time of a layer against its width."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    for name, label in (("real", "real, 4x the weights"), ("block", "quaternions, block"), ("fast8", "fast8")):
-        axis.loglog([4 * width for width in rows], [found[name] for found in rows.values()], "o-", label=label)
-    axis.set_xlabel("real features in and out")
-    axis.set_ylabel("forward and backward, ms (1024 samples)")
-    axis.legend()
-    figure.savefig(file, dpi=130)
+def compared(about: dict, found: dict[str, float]) -> dict:
+    return {
+        **about,
+        **found,
+        **{f"{other} / fast8": found[other] / found["fast8"] for other in ("concatenated", "real")},
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--picture", type=Path, help="also draw time against width into this file")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    linear = {f"{n}, {b}": medians(linear_runs(n, b), options.rounds) for n, b in LINEAR}
-    show("Linear layers", "quaternions, batch", linear)
-    conv = {f"{n}, {s}x{s}, {b}": medians(conv_runs(n, b, s), options.rounds) for n, b, s in CONV}
-    show("3x3 convolutions", "quaternions, map, batch", conv)
-    if options.picture:
-        draw({width: medians(linear_runs(width, 1024), options.rounds) for width in WIDTHS}, options.picture)
+    choices = options(__doc__, rounds=5)
+    report = Report(choices)
+    lines = ("real", "concatenated", "block", "fast8")
+    for batch in BATCHES:
+        plot = Plot(lines, f"quaternions in and out, batch {batch}", "forward and backward, ms")
+        rows = [compared({"quaternions": n}, medians(linear_runs(n, batch), choices.rounds)) for n in WIDTHS]
+        report.table(f"Linear layers, batch {batch}, ms", rows, plot)
+    rows = [
+        compared({"quaternions": n, "map": f"{s}x{s}", "batch": b}, medians(conv_runs(n, b, s), choices.rounds))
+        for n, b, s in CONV
+    ]
+    report.table("3x3 convolutions, ms", rows)
 
 
 if __name__ == "__main__":

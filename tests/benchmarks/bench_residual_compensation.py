@@ -1,28 +1,29 @@
-"""Time and memory of closed-form layers: patch moments, a layer's pass, peak memory by cache, PCANet's features.
+"""Closed-form layers: patch moments, a layer's pass, peak memory by cache, PCANet's features.
 
-    python tests/benchmarks/bench_residual_compensation.py [--rounds 5] [--threads 1]
+    python tests/benchmarks/bench_residual_compensation.py [--rounds 3] [--threads 1]
 
 Images are random, of the sizes of MNIST and CIFAR-10. *unfold* is the plain way: write the patches out and multiply.
-Times are medians of interleaved rounds; a layer's pass is one of a fit; memory is measured in processes of their own.
+`auto` chooses rows for one channel, autocorrelation otherwise. `IncrementalPCA` is scikit-learn's, 64 images at a time,
+what public code takes where images do not fit into memory; *image by image* is how public code makes PCANet's
+histograms: loops over images, maps and blocks. A layer's pass is one of a fit, which is timed once.
+
+A fit without a cache, or with one on the disk, needs the same memory for any number of images.
 """
 
-import argparse
 import logging
 import multiprocessing
 import os
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
 from sklearn.decomposition import IncrementalPCA
+from timing import clock, medians
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +35,8 @@ from lightning_nobp.rules import ResidualCompensation
 
 SHAPES = ((1, 28, 7), (3, 32, 5), (16, 14, 3), (32, 14, 3), (64, 8, 3), (32, 14, 5))
 """Channels, height and kernel size."""
+CACHES = ("none", "disk", "ram")
+COUNTS = (1_000, 4_000, 16_000)
 
 
 class Noise(ImageDataModule):
@@ -60,52 +63,35 @@ class Noise(ImageDataModule):
         return TensorSource(images, labels)
 
 
-def medians(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each) for name, each in times.items()}
-
-
-def moments(rounds: int) -> Table:
+def moments(report: Report) -> None:
     kernels = ("unfold", "row", "autocorrelation", "auto")
-    table = Table(title="Second moments of patches, microseconds an image")
-    for name in ("maps", *kernels, "unfold / auto"):
-        table.add_column(name, justify="left" if name == "maps" else "right")
+    rows = []
     for channels, size, kernel in SHAPES:
         x = torch.randn(400, channels, size, size)
         calls = {k: partial(patch_second_moment, x, kernel, kernel // 2, algorithm=k) for k in kernels}
-        found = medians(calls, rounds)
-        cells = [f"{1e6 * found[k] / len(x):.0f}" for k in kernels]
-        ratio = f"{found['unfold'] / found['auto']:.1f}"
-        table.add_row(f"{channels} x {size} x {size}, kernel {kernel}", *cells, ratio)
-    return table
+        found = medians(calls, report.options.rounds)
+        row = {"maps": f"{channels} x {size} x {size}, kernel {kernel}"}
+        row |= {k: 1e3 * found[k] / len(x) for k in kernels}
+        rows.append({**row, "unfold / auto": found["unfold"] / found["auto"]})
+    report.table("Second moments of patches, microseconds an image", rows)
 
 
 def incremental_pca(x: Tensor, num_filters: int) -> None:
-    """What public code does for images that do not fit into memory: scikit-learn, 64 images at a time."""
     pca = IncrementalPCA(num_filters)
     for part in x.split(64):
         pca.partial_fit(F.unfold(part, 5, padding=2).transpose(1, 2).flatten(0, 1).numpy())
 
 
-def filters(rounds: int) -> Table:
+def filters(report: Report) -> None:
     x = torch.randn(384, 1, 28, 28)
     calls = {
         "IncrementalPCA of patches": partial(incremental_pca, x, 16),
         "patch_second_moment and pca_filters": lambda: pca_filters(*patch_second_moment(x, 5, 2), 16),
     }
-    found = medians(calls, min(rounds, 3))
-    table = Table(title="16 filters of 5x5 from 384 images of 28x28")
-    for name in ("way", "ms", "ratio"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    for name, seconds in found.items():
-        table.add_row(name, f"{1e3 * seconds:.1f}", f"{found['IncrementalPCA of patches'] / seconds:.1f}")
-    return table
+    found = medians(calls, report.options.rounds)
+    slow = found["IncrementalPCA of patches"]
+    rows = [{"way": name, "ms": ms, "IncrementalPCA / this": slow / ms} for name, ms in found.items()]
+    report.table("16 filters of 5x5 from 384 images of 28x28", rows)
 
 
 def fit(count: int, network: dict[str, Any], shape: tuple[int, int, int], cache: str, depth: int) -> list[float]:
@@ -113,33 +99,44 @@ def fit(count: int, network: dict[str, Any], shape: tuple[int, int, int], cache:
     seconds: list[float] = []
 
     class Watch(L.Callback):
-        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            seconds.append(pl_module.solution["layer_seconds"])
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.start = clock()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            seconds.append(clock() - self.start)
 
     # In a process of its own, nothing has been silenced yet.
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_epochs=-1, callbacks=[Watch()], accelerator="cpu", enable_model_summary=False, **options)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=-1, callbacks=[Watch()], accelerator="cpu", enable_model_summary=False, **quiet)
     rule = ResidualCompensation(network=partial(ResCNet, depth=depth, **network), cache=cache, pca_fraction=0.1)
     trainer.fit(rule, datamodule=Noise(count, shape, batch_size=2000, with_index=True))
     return seconds
 
 
-def layers() -> Table:
-    table = Table(title="A layer's pass over 10,000 images, cache='ram', pca_fraction=0.1: images a second")
-    for name in ("network", "features", "layer 1", "layers 2 and 3", "seconds for 60,000 images of layer 2"):
-        table.add_column(name, justify="left" if name == "network" else "right")
+def layers(report: Report) -> None:
+    rows = []
     for name, network, shape in (
         ("28x28, 16 filters", {"channels": 16}, (1, 28, 28)),
         ("28x28, 32 filters", {"channels": 32, "first_kernel_size": 7}, (1, 28, 28)),
         ("32x32x3, 32 filters", {"channels": 32}, (3, 32, 32)),
     ):
-        seconds = fit(10_000, network, shape, "ram", 3)
+        seconds = fit(5_000, network, shape, "ram", 3)
         count = ResCNet(shape, 10, depth=1, **network).compensation(1).readout.num_features
         later = statistics.mean(seconds[2:4])
-        table.add_row(name, f"{count}", f"{1e4 / seconds[1]:.0f}", f"{1e4 / later:.0f}", f"{6 * later:.1f}")
-    return table
+        rates = {"layer 1": round(5e3 / seconds[1]), "layers 2 and 3": round(5e3 / later)}
+        rows.append({"network": name, "features": count, **rates})
+    report.table("A layer's pass over 5,000 images, cache='ram', pca_fraction=0.1: images a second", rows)
+
+
+def images(report: Report) -> None:
+    rows = []
+    for count in (500, 1_000, 2_000, 4_000, 8_000):
+        found = {cache: statistics.mean(fit(count, {"channels": 16}, (1, 28, 28), cache, 3)[2:4]) for cache in CACHES}
+        rows.append({"images": count, **found})
+    title = "Seconds of the pass of a later layer of 16 filters over images of 28x28, by cache"
+    report.table(title, rows, Plot(CACHES, "images", "a layer's pass, s"))
 
 
 def peak_of(count: int, cache: str, pipe: Any) -> None:
@@ -158,26 +155,25 @@ def _peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def memory() -> Table:
-    counts = (4_000, 16_000, 64_000)
-    table = Table(title="Peak memory that a fit of 3 layers of 16 filters adds, MiB, without the images")
-    for name in ("cache", *(f"{count:,} images" for count in counts)):
-        table.add_column(name, justify="left" if name == "cache" else "right")
+def memory(report: Report) -> None:
+    rows = [{"images": count, **{cache: peak(count, cache) for cache in CACHES}} for count in COUNTS]
+    title = "Peak memory that a fit of 3 layers of 16 filters adds, by cache, without the images, MiB"
+    report.table(title, rows, Plot(CACHES, "images", "memory of a fit, MiB"))
+
+
+def peak(count: int, cache: str) -> float:
     context = multiprocessing.get_context("spawn")
-    for cache in ("none", "disk", "ram"):
-        cells = []
-        for count in counts:
-            ours, theirs = context.Pipe(duplex=False)
-            child = context.Process(target=peak_of, args=(count, cache, theirs))
-            child.start()
-            cells.append(f"{ours.recv():.0f}")
-            child.join()
-        table.add_row(cache, *cells)
-    return table
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=peak_of, args=(count, cache, theirs))
+    child.start()
+    # Or a child that is killed for its memory would never be missed.
+    theirs.close()
+    found: float = ours.recv()
+    child.join()
+    return found
 
 
 def image_by_image(network: HashingNetwork, x: Tensor) -> Tensor:
-    """As public code makes histograms: loops over images, maps and blocks."""
     features = []
     for image in x:
         codes = []
@@ -194,7 +190,7 @@ def image_by_image(network: HashingNetwork, x: Tensor) -> Tensor:
     return torch.stack(features)
 
 
-def histograms(rounds: int) -> Table:
+def histograms(report: Report) -> None:
     network, x = HashingNetwork((1, 28, 28), 10), torch.randn(100, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(image_by_image(network, x).float(), network.histograms(x))
@@ -202,26 +198,19 @@ def histograms(rounds: int) -> Table:
             "image by image": partial(image_by_image, network, x),
             "HashingNetwork": lambda: torch.cat([network.histograms(part) for part in x.split(50)]),
         }
-        found = medians(calls, rounds)
-    table = Table(title="PCANet's features, 8 x 8 filters of 7x7, 28x28")
-    for name in ("way", "ms an image", "ratio"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    for name, seconds in found.items():
-        table.add_row(name, f"{10 * seconds:.2f}", f"{found['image by image'] / seconds:.1f}")
-    return table
+        found = medians(calls, report.options.rounds)
+    slow = found["image by image"]
+    rows = [{"way": n, "ms an image": ms / len(x), "image by image / this": slow / ms} for n, ms in found.items()]
+    report.table("PCANet's features, 8 x 8 filters of 7x7, 28x28", rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    console = Console(width=120)
-    for table in (moments(options.rounds), filters(options.rounds), histograms(options.rounds), layers(), memory()):
-        console.print(table)
+    choices = options(__doc__, rounds=3)
+    # For processes of their own.
+    os.environ["OMP_NUM_THREADS"] = str(choices.threads)
+    report = Report(choices)
+    for measure in (moments, filters, histograms, layers, images, memory):
+        measure(report)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
-"""Sparse layers, and training steps of networks made of them, beside torch's dense ones.
+"""Sparse layers, and networks made of them, beside torch's dense ones.
 
-    python tests/benchmarks/bench_sparseprop.py [--rounds 9] [--threads 1] [--only layers resnet mlp]
+    python tests/benchmarks/bench_sparseprop.py [--rounds 3] [--threads 1]
 
-Everything runs interleaved in one process; times are medians. With one thread they are CPU time of the thread, which
-other programs do not disturb; with more they are wall-clock time. *Dense* is torch's own product, forward and backward
-without an autograd graph, as in this package's explicit engine. *CSR* is ``torch.sparse``, which has no convolution.
+*Dense* is torch's own product, forward and backward without an autograd graph, as in this package's explicit engine;
+zeros cost it as much as other weights. *CSR* is `torch.sparse`, which has no convolution. A training step is one of the
+explicit engine; the stem of the ResNet-18 stays dense.
+
+Linear layers are slower the farther their inputs are: a tile of transposed samples lies in the second level of the
+cache. Smaller tiles that fit the first level were tried, in blocks of columns, and lost more on short runs of weights
+than they gained. At the highest sparsities, transposing and writing the outputs is the larger part, and so are, in a
+training step, normalisation, activations, the dense stem and the loss; in the small multilayer perceptron half of the
+rest are calls from Python. [SparseProp](rules/sparseprop.md#recipes) has the times of whole trainings.
 """
 
-import argparse
 import copy
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
+from timing import Run, clock, medians
 from torch import nn
 from torch.nn import functional as F
 
@@ -42,23 +45,7 @@ CONV = (  # batch, input channels, output channels, size, kernel, padding
     (128, 6, 16, 14, 5, 0),
 )
 SPARSITIES = (0.8, 0.9, 0.95, 0.98, 0.99)
-Run = Callable[[], object]
-
-
-def clock() -> float:
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start = clock()
-            run()
-            times[name].append(1e3 * (clock() - start))
-    # The first pays for memory and for choosing algorithms.
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
+KINDS = ("dense", "CSR", "sparse")
 
 
 # Single layers
@@ -97,27 +84,41 @@ def conv_runs(
     }
 
 
-def layers(console: Console, rounds: int) -> None:
-    table = Table(title=f"Layers, {torch.get_num_threads()} thread(s): forward / backward in ms")
-    for column in ("layer", "sparsity", "dense", "CSR", "sparse", "dense : sparse", "CSR : sparse"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
-    cases = [(f"linear {k} -> {n}, batch {b}", lambda s, c=(b, k, n): linear_runs(*c, s)) for b, k, n in LINEAR]
-    cases += [
-        (f"conv {c[1]} -> {c[2]}, {c[4]}x{c[4]}, {c[3]}x{c[3]}, batch {c[0]}", lambda s, c=c: conv_runs(*c, s))
-        for c in CONV
-    ]
-    for name, runs in cases:
-        for sparsity in SPARSITIES:
-            table.add_row(name, f"{sparsity:.0%}", *layer_row(medians(runs(sparsity), rounds)))
-    console.print(table)
+def layers(report: Report) -> None:
+    rounds = report.options.rounds
+    for b, k, n in LINEAR:
+        found = [(s, medians(linear_runs(b, k, n, s), rounds)) for s in SPARSITIES]
+        layer_table(report, f"linear {k} -> {n}, batch {b}", found)
+    for case in CONV:
+        b, k, n, size, kernel, _ = case
+        found = [(s, medians(conv_runs(*case, s), rounds)) for s in SPARSITIES]
+        layer_table(report, f"conv {k} -> {n}, {kernel}x{kernel}, {size}x{size}, batch {b}", found)
 
 
-def layer_row(t: dict[str, float]) -> list[str]:
-    totals = {k: t[f"{k} forward"] + t[f"{k} backward"] for k in ("dense", "CSR", "sparse") if f"{k} forward" in t}
-    cells = [
-        f"{t[f'{k} forward']:.2f} / {t[f'{k} backward']:.2f}" if k in totals else "" for k in ("dense", "CSR", "sparse")
-    ]
-    return cells + [f"{totals[k] / totals['sparse']:.2f}" if k in totals else "" for k in ("dense", "CSR")]
+def layer_table(report: Report, name: str, found: list[tuple[float, dict[str, float]]]) -> None:
+    """Forward and backward apart, and ratios of both together."""
+    rows = []
+    for sparsity, times in found:
+        kinds = [kind for kind in KINDS if f"{kind} forward" in times]
+        totals = {kind: times[f"{kind} forward"] + times[f"{kind} backward"] for kind in kinds}
+        ratios = {f"{kind} / sparse": totals[kind] / totals["sparse"] for kind in kinds if kind != "sparse"}
+        rows.append({"sparsity": f"{sparsity:.0%}", **times, **ratios})
+    report.table(f"{name}, ms", rows)
+
+
+def density(report: Report) -> None:
+    for name, runs in (
+        ("linear 1024 -> 1024, batch 512", lambda s: linear_runs(512, 1024, 1024, s)),
+        ("conv 128 -> 128, 3x3, 16x16, batch 32", lambda s: conv_runs(32, 128, 128, 16, 3, 1, s)),
+    ):
+        rows = []
+        for kept in (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005):
+            times = medians(runs(1 - kept), report.options.rounds)
+            kinds = [kind for kind in KINDS if f"{kind} forward" in times]
+            both = {kind: times[f"{kind} forward"] + times[f"{kind} backward"] for kind in kinds}
+            rows.append({"kept weights, %": 100 * kept, **both})
+        plot = Plot(list(rows[0])[1:], f"kept weights, % ({name})", "forward and backward, ms")
+        report.table(f"Forward and backward against the weights that are kept, {name}, ms", rows, plot)
 
 
 # Training steps
@@ -170,7 +171,7 @@ def training_step(network: nn.Module, x: torch.Tensor, target: torch.Tensor):
     return step
 
 
-def steps(console: Console, title: str, networks: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> None:
+def steps(report: Report, title: str, networks: dict[str, nn.Module], x: torch.Tensor, rounds: int) -> None:
     target = torch.randint(10, (len(x),))
     formats = {name: torch.channels_last if "channels_last" in name else torch.contiguous_format for name in networks}
     inputs = {name: x.to(memory_format=f) if x.dim() == 4 else x for name, f in formats.items()}
@@ -179,62 +180,43 @@ def steps(console: Console, title: str, networks: dict[str, nn.Module], x: torch
     for _ in range(rounds + 1):
         for name, run in runs.items():
             times[name].append(run())
-    table = Table(title=f"{title}, {torch.get_num_threads()} thread(s): ms a training step")
-    for column in (
-        "network",
-        "forward",
-        "backward",
-        "optimizer",
-        "sparse products",
-        "all else",
-        "step",
-        "dense : this",
-    ):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    results = {name: [statistics.median(column) for column in zip(*t[1:], strict=True)] for name, t in times.items()}
-    baseline = results["dense"][-1]
-    for name, (forward, backward, update, products, total) in results.items():
-        cells = (forward, backward, update, products, total - products, total)
-        table.add_row(name, *(f"{c:.2f}" for c in cells), f"{baseline / total:.2f}")
-    console.print(table)
-    for name, network in networks.items():
-        size = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
-        console.print(f"{name}: parameters, their gradients and the momentum take {size:.2f} MiB each")
+    found = {name: [statistics.median(column) for column in zip(*t[1:], strict=True)] for name, t in times.items()}
+    rows = []
+    for name, (forward, backward, update, products, total) in found.items():
+        parts = {"forward": forward, "backward": backward, "optimizer": update, "sparse products": products}
+        ratio = {"step": total, "dense / this": found["dense"][-1] / total}
+        rows.append({"network": name, **parts, **ratio, "weights, MiB": mebibytes(networks[name])})
+    report.table(f"{title}: ms a training step; gradients and momentum are as large as the weights", rows)
 
 
-def resnet(console: Console, rounds: int) -> None:
+def mebibytes(network: nn.Module) -> float:
+    return sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
+
+
+def resnet(report: Report) -> None:
     plain = ResNet((3, 32, 32), 10)
     channels_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     networks = {"dense": plain, "dense, channels_last": channels_last}
     for sparsity in (0.9, 0.95, 0.98):
         networks[f"{sparsity:.0%} sparse"] = sparsify(copy.deepcopy(plain), sparsity, exclude=["0"])
-    steps(
-        console, "ResNet-18 with a 3x3 stem, which stays dense, batch 64", networks, torch.randn(64, 3, 32, 32), rounds
-    )
+    steps(report, "ResNet-18 with a 3x3 stem, batch 64", networks, torch.randn(64, 3, 32, 32), report.options.rounds)
 
 
-def mlp(console: Console, rounds: int) -> None:
+def mlp(report: Report) -> None:
     plain = MLP((1, 28, 28), 10, hidden_dims=(300, 100))
     networks = {"dense": plain}
     for sparsity in (0.9, 0.95, 0.98):
-        networks[f"{sparsity:.0%} sparse"] = sparsify(
-            copy.deepcopy(plain), sparsity, method="random", distribution="erk"
-        )
-    steps(console, "MLP 784-300-100-10, batch 128", networks, torch.randn(128, 1, 28, 28), 60 * rounds)
+        sparse = sparsify(copy.deepcopy(plain), sparsity, method="random", distribution="erk")
+        networks[f"{sparsity:.0%} sparse"] = sparse
+    x = torch.randn(128, 1, 28, 28)
+    steps(report, "MLP 784-300-100-10, batch 128", networks, x, 60 * report.options.rounds)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=("layers", "resnet", "mlp"), default=("layers", "resnet", "mlp"))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    console = Console(width=150)
+    report = Report(options(__doc__, rounds=3))
     with torch.no_grad():
-        for part in options.only:
-            {"layers": layers, "resnet": resnet, "mlp": mlp}[part](console, options.rounds)
+        for measure in (density, layers, resnet, mlp):
+            measure(report)
 
 
 if __name__ == "__main__":

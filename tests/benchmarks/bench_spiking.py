@@ -1,23 +1,24 @@
-"""A spiking network by its spike times, beside the same network on a grid of 100 time steps.
+"""Spiking layers by spike times, beside the same on a grid of time steps.
 
-    python tests/benchmarks/bench_spiking.py [--rounds 7]
+    python tests/benchmarks/bench_spiking.py [--rounds 3]
 
-One step of 784-800-10, batch 100, float32, one thread, interleaved in one process; times are medians of the thread's
-CPU time, forward and backward apart. Inputs are images with 150 of 784 pixels lit, in latency code. *Events* is
-``lif_spike_times`` by the compiled kernels, *loop* the same in torch. *Clock* is how it is done without spike times:
-layers advance step by step, with a surrogate gradient through every spike, and one product for all steps of a layer;
-*snnTorch* is that library's, if it is installed.
+One step of 784-800-10, batch 100, float32. Inputs are images with 150 of 784 pixels lit, in latency code. *events* is
+`lif_spike_times` by the compiled kernels, *loop* the same in torch, what runs where there is no compiler. *clock* is
+how it is done without spike times: layers advance through 100 time steps, with a surrogate gradient through every
+spike, and one product for all steps of a layer; *snntorch* and *norse* are those libraries, with the same grid.
+
+Events cost what spikes cost: the busier the network, the smaller the gain. The libraries let all layers advance
+together, which is faster in wide layers than one product for all steps: theirs are the times to compare with there.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Plot, Report, options
+from timing import clock
 from torch import Tensor
 
 from lightning_nobp.functional.spiking import (
@@ -26,11 +27,6 @@ from lightning_nobp.functional.spiking import (
     latency_encode,
     lif_spike_times,
 )
-
-try:
-    import snntorch
-except ImportError:
-    snntorch = None
 
 INF = float("inf")
 BATCH, SIZES, STEPS, T_MAX, MAX_SPIKES = 100, (784, 800, 10), 100, 2.0, 16
@@ -103,22 +99,47 @@ def by_clock(x: Tensor, target: Tensor, weights: list[Tensor], tau_v: float, tau
     return run
 
 
-def by_snntorch(x: Tensor, target: Tensor, weights: list[Tensor], tau_v: float, tau_i: float) -> Forward:
+def by_snntorch(snntorch: ModuleType, x: Tensor, target: Tensor, weights: list[Tensor], *taus: float) -> Forward:
     dt = T_MAX / STEPS
-    beta, alpha = (float(torch.exp(torch.tensor(-dt / tau))) for tau in (tau_v, tau_i))
+    beta, alpha = (float(torch.exp(torch.tensor(-dt / tau))) for tau in taus)
     neurons = [snntorch.Synaptic(alpha=alpha, beta=beta, reset_mechanism="zero") for _ in weights]
 
     def run() -> Tensor:
-        total, inputs = torch.zeros(len(x), SIZES[-1]), on_a_grid(x)
         states = [neuron.reset_mem() for neuron in neurons]
-        for step in range(STEPS):
-            spikes = inputs[step]
-            for n, weight in enumerate(weights):
-                spikes, *states[n] = neurons[n](spikes @ weight * dt, *states[n])
-            total = total + spikes
-        return torch.nn.functional.cross_entropy(total, target)
+
+        def layer(n: int, drive: Tensor) -> Tensor:
+            spikes, *states[n] = neurons[n](drive * dt, *states[n])
+            return spikes
+
+        return step_by_step(layer, x, target, weights)
 
     return run
+
+
+def by_norse(norse: ModuleType, x: Tensor, target: Tensor, weights: list[Tensor], *taus: float) -> Forward:
+    membrane, synapse = (torch.tensor(1 / tau) for tau in taus)
+    neuron = norse.LIFCell(norse.LIFParameters(tau_mem_inv=membrane, tau_syn_inv=synapse), dt=T_MAX / STEPS)
+
+    def run() -> Tensor:
+        states: list[Any] = [None for _ in weights]
+
+        def layer(n: int, drive: Tensor) -> Tensor:
+            spikes, states[n] = neuron(drive, states[n])
+            return spikes
+
+        return step_by_step(layer, x, target, weights)
+
+    return run
+
+
+def step_by_step(layer: Callable[[int, Tensor], Tensor], x: Tensor, target: Tensor, weights: list[Tensor]) -> Tensor:
+    """All layers advance together, as the libraries' own examples do it."""
+    total, inputs = torch.zeros(len(x), weights[-1].shape[1]), on_a_grid(x)
+    for spikes in inputs:
+        for n, weight in enumerate(weights):
+            spikes = layer(n, spikes @ weight)
+        total = total + spikes
+    return torch.nn.functional.cross_entropy(total, target)
 
 
 def medians(runs: dict[str, Forward], weights: list[Tensor], rounds: int) -> dict[str, tuple[float, float]]:
@@ -126,54 +147,87 @@ def medians(runs: dict[str, Forward], weights: list[Tensor], rounds: int) -> dic
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            start = time.thread_time()
+            start = clock()
             loss = run()
-            middle = time.thread_time()
+            middle = clock()
             torch.autograd.grad(loss, weights)
-            times[name].append((1e3 * (middle - start), 1e3 * (time.thread_time() - middle)))
+            times[name].append((1e3 * (middle - start), 1e3 * (clock() - middle)))
     # The first pays for memory.
-    forward, backward = (
-        {name: statistics.median(t[k] for t in all_[1:]) for name, all_ in times.items()} for k in (0, 1)
-    )
-    return {name: (forward[name], backward[name]) for name in runs}
-
-
-def case(tau_v: float, tau_i: float, spread: float, rounds: int) -> tuple[float, dict[str, tuple[float, float]]]:
-    """Spikes a hidden neuron, and times."""
-    torch.manual_seed(0)
-    x = torch.where(torch.rand(BATCH, SIZES[0]) < 150 / 784, torch.rand(BATCH, SIZES[0]), 0.0)
-    target = torch.randint(SIZES[-1], (BATCH,))
-    weights = [spread * torch.randn(SIZES[0], SIZES[1]), 0.05 + 0.1 * torch.randn(SIZES[1], SIZES[2])]
-    weights = [weight.requires_grad_() for weight in weights]
-    train = latency_encode(x)
-    arguments = train.times, train.index, train.counts, weights[0].detach(), MAX_SPIKES, tau_v, tau_i
-    _, counts = lif_spike_times(*arguments, t_max=T_MAX)
-    problem = x, target, weights, tau_v, tau_i
-    runs = {
-        "events": by_events(*problem, "native"),
-        "loop": by_events(*problem, "torch"),
-        "clock": by_clock(*problem),
+    return {
+        name: (statistics.median(t[0] for t in each[1:]), statistics.median(t[1] for t in each[1:]))
+        for name, each in times.items()
     }
-    if snntorch is not None:
-        runs["snnTorch"] = by_snntorch(*problem)
-    return float(counts.float().mean()), medians(runs, weights, rounds)
+
+
+class Problem:
+    """Inputs, targets and weights of a network with one hidden layer.
+
+    Args:
+        hidden: Its neurons.
+        tau_v: Membrane time constant.
+        tau_i: Synaptic time constant.
+        spread: Of the first weights.
+    """
+
+    def __init__(self, hidden: int, tau_v: float, tau_i: float, spread: float) -> None:
+        torch.manual_seed(0)
+        inputs, outputs = SIZES[0], SIZES[2]
+        self.x = torch.where(torch.rand(BATCH, inputs) < 150 / 784, torch.rand(BATCH, inputs), 0.0)
+        self.target = torch.randint(outputs, (BATCH,))
+        weights = [spread * torch.randn(inputs, hidden), 0.05 + 0.1 * torch.randn(hidden, outputs)]
+        self.weights, self.taus = [weight.requires_grad_() for weight in weights], (tau_v, tau_i)
+
+    def spikes(self) -> float:
+        """Of a hidden neuron."""
+        train = latency_encode(self.x)
+        arguments = train.times, train.index, train.counts, self.weights[0].detach(), MAX_SPIKES, *self.taus
+        return float(lif_spike_times(*arguments, t_max=T_MAX)[1].float().mean())
+
+    def runs(self, report: Report, loop: bool = True) -> dict[str, Forward]:
+        """Those of the libraries only where they are installed, and the slow loop where it is asked for."""
+        problem = self.x, self.target, self.weights, *self.taus
+        runs = {"events": by_events(*problem, "native")}
+        if loop:
+            runs["loop"] = by_events(*problem, "torch")
+        runs["clock"] = by_clock(*problem)
+        for name, module, run in (("snntorch", "snntorch", by_snntorch), ("norse", "norse.torch", by_norse)):
+            if peer := report.peer(module):
+                runs[name] = run(peer, *problem)
+        return runs
+
+
+def time_constants(report: Report, rounds: int) -> None:
+    rows = []
+    for name, taus_and_spread in CASES.items():
+        problem = Problem(SIZES[1], *taus_and_spread)
+        found = medians(problem.runs(report), problem.weights, rounds)
+        for kind, (forward, backward) in found.items():
+            both = forward + backward
+            about = {"tau_v / tau_i": name, "spikes a neuron": problem.spikes(), "way": kind}
+            times = {"forward": forward, "backward": backward, "together": both}
+            rows.append({**about, **times, "/ events": both / sum(found["events"])})
+    report.table(f"A step of {BATCH} samples, ms", rows)
+
+
+def growth(report: Report, column: str, problems: list[Problem], rounds: int) -> None:
+    rows = []
+    for problem in problems:
+        found = medians(problem.runs(report, loop=False), problem.weights, rounds)
+        size = len(problem.weights[1]) if column == "hidden neurons" else problem.spikes()
+        rows.append({column: size, **{kind: sum(times) for kind, times in found.items()}})
+    title = f"A step of {BATCH} samples against {column}, ms"
+    report.table(title, rows, Plot(list(rows[0])[1:], column, "a step, ms"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    table = Table(title="A step of 100 samples, ms", title_justify="left")
-    for column in ("tau_v / tau_i", "spikes a neuron", "", "forward", "backward", "together", "/ events"):
-        table.add_column(column, justify="right")
-    for name, (tau_v, tau_i, spread) in CASES.items():
-        spikes, found = case(tau_v, tau_i, spread, options.rounds)
-        for kind, (forward, backward) in found.items():
-            both = forward + backward
-            cells = f"{forward:.1f}", f"{backward:.1f}", f"{both:.1f}", f"{both / sum(found['events']):.1f}"
-            table.add_row(name, f"{spikes:.2f}", kind, *cells)
-    Console(width=110).print(table)
+    choices = options(__doc__, rounds=3)
+    report = Report(choices)
+    time_constants(report, choices.rounds)
+    # Few spikes a neuron for every width, since inputs are the same.
+    widths = [Problem(hidden, 1.0, 0.5, 0.3) for hidden in (100, 200, 400, 800, 1600)]
+    growth(report, "hidden neurons", widths, max(1, choices.rounds // 3))
+    busy = [Problem(SIZES[1], 1.0, 0.5, spread) for spread in (0.2, 0.3, 0.5, 1.0, 2.0, 4.0)]
+    growth(report, "spikes of a hidden neuron", busy, max(1, choices.rounds // 3))
 
 
 if __name__ == "__main__":

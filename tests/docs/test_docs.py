@@ -141,7 +141,7 @@ def test_the_reproduction_page_is_made_of_claims_and_what_was_recorded(reproduct
 
 def test_a_verdict_has_a_figure_or_is_none(reproduction):
     claims = [claim for paper in reproduction.papers() for claim in paper["claims"]]
-    evidence = ("recipes", "studies", "runs", "python")
+    evidence = ("recipes", "studies", "benchmarks", "runs", "python")
     bare = [c["claim"] for c in claims if not any(c.get(kind) for kind in evidence)]
     assert bare == [c["claim"] for c in claims if c["verdict"] == "cannot be tested here"]
 
@@ -150,6 +150,11 @@ def test_a_row_that_no_page_shows_is_named(reproduction):
     command = "python tests/benchmarks/study_mgd.py noise"
     with pytest.raises(ValueError, match=r"no row of '.*noise' in rules/mgd.md begins with '0.02'"):
         reproduction.quoted("rules/mgd.md", command, ["0.02"])
+
+
+def test_a_row_that_no_benchmark_measured_is_named(reproduction):
+    with pytest.raises(ValueError, match=r"rows=\['12%'\] are not all in a table 'linear 768' of .*bench_sparseprop"):
+        reproduction.benchmarked("bench_sparseprop", "linear 768", ["12%"])
 
 
 def test_a_verdict_that_there_is_not_is_refused(reproduction):
