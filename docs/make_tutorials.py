@@ -4,8 +4,8 @@ All blocks run in order, in one empty folder: ``python`` in one module, ``sh`` i
 comment with nothing but a file name (``# my_rule.py``) is that file. The first ``text`` block behind a block that runs
 is what it printed, of Python only by its own ``print``. Pictures of the page come from the same folder.
 
-``--check`` writes nothing: words must be those of the page, and numbers agree within a twentieth, since other
-processors round otherwise.
+``--check`` writes nothing: words must be those of the page, and numbers agree within a twentieth or two hundredths,
+since other processors round otherwise.
 """
 
 import argparse

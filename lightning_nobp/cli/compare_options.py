@@ -6,17 +6,23 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from lightning_nobp.cli import recipes
 from lightning_nobp.cli.arguments import RUNS
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """What was asked for; ends the process with a message where it makes no sense."""
+    """What was asked for; ends the process with a message where it makes no sense.
+
+    Raises:
+        UsageError: There is no such ``--config``.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.record and (options.vary or options.budget):
         parser.error("--record notes what recipes reach as they are: leave it out with --vary and --budget")
     if options.budget and any(setting.startswith("trainer.max_epochs=") for setting in options.set):
         parser.error("--budget decides how many epochs there are: leave out --set trainer.max_epochs")
+    options.config = [recipes.find(name) for name in options.config]
     return options
 
 

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lightning_nobp.cli import recipes
-
 
 class Run(NamedTuple):
     """One recipe with one seed."""
@@ -99,7 +97,7 @@ def _run_one(
 ) -> dict[str, Any]:
     """Train and test; the first of several seeds rehearses for all of them."""
     # All runs use the same split of the data: its seed is data.seed, not this one.
-    options = [f"--seed_everything={run.seed}", *_overrides(asked), *(f"--{change}" for change in run.changes)]
+    options = [*_overrides(asked), f"--seed_everything={run.seed}", *(f"--{change}" for change in run.changes)]
     limit = _limit(asked.max_time)
     if asked.budget is not None:
         if run.label not in rehearsed:
@@ -187,7 +185,7 @@ def _short(change: str) -> str:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    found = [f"--config={recipes.find(name)}" for name in options.config]
+    found = [f"--config={path}" for path in options.config]
     found += [f"--{setting}" for setting in options.set]
     if options.max_time:
         found.append(f"--trainer.max_time={options.max_time}")

@@ -32,7 +32,7 @@ class Curve(Callback):
     Args:
         progress: Where to send each point.
         alignment: Whose time is taken out.
-        budget: ``training_cpu_seconds`` after which training ends; None for no limit.
+        budget: ``training_cpu_seconds`` after which training ends, with a validation; None for no limit.
     """
 
     def __init__(self, progress: Connection, alignment: TimedAlignment, budget: float | None = None) -> None:
@@ -49,12 +49,15 @@ class Curve(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the samples, and end what has used its budget."""
+        """Count the samples, and end, with a validation, what has used its budget."""
         if isinstance(pl_module, LearningRule):
             self.samples += pl_module.num_samples(batch)
         if self.budget is not None:
             self._read_clocks()
             trainer.should_stop |= self.training_cpu_seconds >= self.budget
+            if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+                # What was learned last, at the lowest learning rate, would not be tested.
+                trainer.check_val_every_n_epoch = 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count what is not training."""

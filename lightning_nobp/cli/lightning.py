@@ -37,7 +37,6 @@ from lightning_nobp.rules import ClassificationRule, LearningRule
 
 _NOISE = (
     ".*does not have many workers.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
     ".*exists and is not empty.*",
     ".*LeafSpec.*is deprecated.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
@@ -346,4 +345,4 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-__all__ = ["NobpCLI", "Trainer", "command_line", "main", "quieten"]
+__all__ = ["NobpCLI", "command_line", "main", "quieten"]

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_nobp.cli.arguments import prepare
@@ -70,10 +70,11 @@ def rehearse(task: Task, progress: Connection) -> dict[str, Any]:
     """
     assert task.budget is not None
     pace = Pace(task.budget / 20)
-    # As many epochs as it takes: the pace ends them.
-    short = ("--trainer.max_epochs=1000000", "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    # As long as it takes: the pace ends it.
+    long = ("--trainer.max_epochs=1000000", "--trainer.max_steps=-1", "--trainer.max_time=null")
     unseen = ("--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0")
-    cli = _build(task._replace(options=[*task.options, *short, *unseen]), [pace])
+    silent = ("--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    cli = _build(task._replace(options=[*task.options, *long, *unseen, *silent]), [pace])
     if isinstance(cli.model, ClosedFormRule):
         return {"options": []}
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
@@ -82,7 +83,7 @@ def rehearse(task: Task, progress: Connection) -> dict[str, Any]:
     whole = math.ceil(epochs)
     options = [f"--trainer.max_epochs={whole}", f"--trainer.check_val_every_n_epoch={max(1, whole // POINTS)}"]
     if epochs < POINTS / 2:
-        options.append(f"--trainer.val_check_interval={min(1.0, epochs / POINTS):.4f}")
+        options.append(f"--trainer.val_check_interval={epochs / POINTS:.4f}")
     scheduler = getattr(cli.config.model.init_args, "lr_scheduler", None)
     if scheduler is not None and "T_max" in scheduler.init_args:
         options.append(f"--model.lr_scheduler.T_max={whole}")
@@ -149,17 +150,12 @@ def _test_with_noise(cli: NobpCLI, scale: float) -> float | None:
     """Mean test accuracy of the tested weights with noise, over some draws; nothing for what has none."""
     if not is_overridden("test_step", cli.model):
         return None
-    # Another Trainer: these figures belong into no log of the run.
-    trainer = Trainer(
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_test_batches=cli.trainer.limit_test_batches,
-    )
+    # These figures belong into no log of the run.
+    cli.trainer.loggers = []
     found: list[float] = []
     for seed in range(NOISE_DRAWS):
         with weight_noise(cli.model, scale, seed):
-            [tested] = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+            [tested] = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         if "test/accuracy" in tested:
             found.append(tested["test/accuracy"])
     return statistics.fmean(found) if found else None

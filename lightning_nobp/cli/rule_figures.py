@@ -5,8 +5,14 @@ from collections.abc import Iterator
 from lightning.pytorch import Callback
 
 from lightning_nobp.callbacks import DepthCurve, FilterFigure, LayerGoodness, LogFigures, NetworkFigures, SpikeRaster
-from lightning_nobp.rules import ForwardForward, LearningRule, NetworkRule, PCANet, ResidualCompensation
-from lightning_nobp.rules import SpikeTimingBackprop as Spiking
+from lightning_nobp.rules import (
+    ForwardForward,
+    LearningRule,
+    NetworkRule,
+    PCANet,
+    ResidualCompensation,
+    SpikeTimingBackprop,
+)
 
 
 def figures(rule: LearningRule, every_n_epochs: int) -> Iterator[Callback]:
@@ -19,7 +25,7 @@ def figures(rule: LearningRule, every_n_epochs: int) -> Iterator[Callback]:
     yield LogFigures(every_n_epochs)
     if isinstance(rule, ForwardForward):
         yield LayerGoodness(every_n_epochs)
-    elif isinstance(rule, Spiking):
+    elif isinstance(rule, SpikeTimingBackprop):
         yield SpikeRaster(every_n_epochs)
     elif isinstance(rule, NetworkRule):
         yield NetworkFigures(every_n_epochs)

@@ -36,7 +36,9 @@ def describe(config: Namespace, recipe: str, job_type: str) -> None:
     loggers = list(_wandb_loggers(config.trainer.logger))
     if not loggers:
         return
-    run_id = _run_of(config.get("ckpt_path"), config.get("weights_only") is not False)
+    # A comparison starts anew, also with the configuration of a run that went on.
+    checkpoint = None if job_type == "compare" else config.ckpt_path
+    run_id = _run_of(checkpoint, config.get("weights_only") is not False)
     seed = config.seed_everything
     rule, data = (config[key].class_path.rpartition(".")[2] for key in ("model", "data"))
     said = {

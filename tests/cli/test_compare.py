@@ -17,10 +17,14 @@ from multiprocessing import Pipe
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from lightning_nobp.cli import compare, compare_runs, recipes
+from lightning_nobp.cli.curve import Curve, TimedAlignment
 from lightning_nobp.cli.report import conditions, draw
 from lightning_nobp.cli.weight_noise import weight_noise
+from lightning_nobp.datamodules import DigitsDataModule
+from lightning_nobp.rules import Backprop
 
 FAILING = """
 import os
@@ -311,9 +315,8 @@ def test_a_budget_is_filled_by_every_recipe_and_learning_rates_fall_over_it(nobp
     assert config["model"]["init_args"]["lr_scheduler"]["init_args"]["T_max"] == epochs
     for result in (first, second):
         assert result["epochs"] <= epochs
-        assert result["samples"] == pytest.approx(
-            result["steps"] * 32, rel=0.05
-        )  # the last batch of an epoch is smaller
+        # The last batch of an epoch is smaller.
+        assert result["samples"] == pytest.approx(result["steps"] * 32, rel=0.05)
         # One step over the budget at most, or the epochs that the rehearsal found.
         assert result["training_cpu_seconds"] < 2.5
         assert result["training_cpu_seconds"] <= result["cpu_seconds"]
@@ -331,6 +334,51 @@ def test_an_epoch_longer_than_the_budget_is_cut_and_validated_on_the_way(nobp, t
     assert 0 < result["samples"] < 1222
     assert result["curve"][0]["epoch"] < 1
     assert result["curve"][-1]["epoch"] == pytest.approx(result["samples"] / 1222)
+
+
+@pytest.mark.parametrize(("max_epochs", "budget", "validated"), [(5, None, [3]), (5, 60, [3, 5]), (4, 0.001, [1])])
+def test_what_a_budget_taught_last_is_validated(max_epochs, budget, validated):
+    ours, theirs = Pipe(duplex=False)
+    curve = Curve(theirs, TimedAlignment(), budget)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(max_epochs=max_epochs, check_val_every_n_epoch=3, callbacks=[curve], **quiet)
+    trainer.fit(Backprop(optimizer=partial(torch.optim.SGD, lr=0.1)), DigitsDataModule(batch_size=2000))
+    assert [point["epoch"] for point in curve.points] == validated
+    assert ours.recv()[0] == "epoch"
+
+
+def test_limits_of_steps_and_time_hold_for_a_run_and_not_for_its_rehearsal(nobp, tmp_path):
+    options = ("--set=trainer.max_steps=4", "--max_time=00:01:00")
+    run = nobp("compare", "digits/backprop", "--out=out", "--budget=0.5", *options)
+    assert run.status == 0, run.out
+    [result] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert result["steps"] == 4
+
+
+def test_a_configuration_for_all_leaves_each_run_its_seed(nobp, tmp_path):
+    (tmp_path / "more.yaml").write_text("{seed_everything: 7, trainer: {max_epochs: 1}}")
+    run = nobp("compare", "digits/backprop", "--seeds=2", "--out=out", "--config=more.yaml")
+    assert run.status == 0, run.out
+    first, second = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert first["epochs"] == second["epochs"] == 1
+    assert first["test_loss"] != second["test_loss"]
+
+
+def test_a_configuration_that_there_is_not_is_said_before_anything_runs(nobp, tmp_path):
+    run = nobp("compare", "digits/backprop", "--config=loggers/wnadb", "--out=out")
+    assert run.status == 2
+    assert "no recipe and no file 'loggers/wnadb'; did you mean loggers/wandb" in run.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_with_noise_are_tested_as_those_without(nobp, tmp_path):
+    run = nobp(
+        *("compare", "digits/backprop", "--out=out", "--weight-noise=1e-9"),
+        *("--set=trainer.max_epochs=1", "--set=trainer.precision=64-true"),
+    )
+    assert run.status == 0, run.out
+    [result] = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert result["noisy_test_accuracy"] == pytest.approx(result["test_accuracy"])
 
 
 def test_weight_noise_is_one_more_test(nobp, tmp_path):

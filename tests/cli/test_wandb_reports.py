@@ -165,3 +165,16 @@ def test_compared_recipes_are_runs_of_their_own(nobp, wandb_options):
     assert [run.exit_code for run in runs] == [0, 0]
     assert len({run.run["run_id"] for run in runs}) == 2
     assert all("test/accuracy" in run.summary for run in runs)
+
+
+def test_a_compared_configuration_of_a_run_that_was_resumed_starts_a_run_of_its_own(nobp, wandb_options):
+    arguments = ("--config=digits/backprop", *wandb_options, *QUICK, "--figures=0")
+    assert nobp("fit", *arguments, "--trainer.max_epochs=1").status == 0
+    assert nobp("fit", *arguments, "--trainer.max_epochs=2", "--ckpt_path=last").status == 0
+    [resumed] = Path("runs/nobp").glob("*/config.yaml")
+    assert "last.ckpt" in resumed.read_text()
+    compared = nobp("compare", resumed, "--out=out")
+    assert compared.status == 0, compared.err
+    first, second, third = offline_runs(Path("runs"))
+    assert first.run["run_id"] == second.run["run_id"] != third.run["run_id"]
+    assert third.run["job_type"] == "compare"

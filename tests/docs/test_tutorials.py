@@ -84,7 +84,7 @@ def test_a_block_that_fails_fails_the_page(tmp_path):
         ("3,870 weights", "3,870 weights", True),
         ("3,870 weights", "3,200 weights", False),
         ("equal: True", "equal: False", False),
-        ("1e-12", "1e-12", True),
+        ("error 1e-12", "error 3e-13", True),
     ],
 )
 def test_words_must_be_the_same_and_numbers_nearly(old, new, same):
