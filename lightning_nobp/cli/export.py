@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from lightning_nobp.nn import FieldSystem, SpikingLayer, densify
 from lightning_nobp.rules import ClassificationRule, NetworkRule
 
+_Exportable = ClassificationRule | NetworkRule
+
 
 class Scores(nn.Module):
     """What a rule answers, where that is more than its network.
 
     Args:
-        rule: Whose :meth:`~lightning_nobp.rules.ClassificationRule.forward` is called.
+        rule: Whose ``forward`` is called.
     """
 
-    def __init__(self, rule: ClassificationRule) -> None:
+    def __init__(self, rule: _Exportable) -> None:
         super().__init__()
         self.rule = rule
 
@@ -60,10 +62,11 @@ def export(checkpoint: Path, file: Path) -> float:
 
     That is the network, or the rule's own ``forward`` where it has one, in the dtype of the checkpoint's weights. A
     ``.pt2`` file holds the extra file ``lightning_nobp.json``: input shape and dtype, and the mean and standard
-    deviation with which the inputs were normalised.
+    deviation with which the inputs were normalised. Of a network that moves in time the file makes one time step, from
+    normalised states to normalised states; mean, scale and length of the step are in the same place.
 
     Args:
-        checkpoint: Of a :class:`~lightning_nobp.rules.ClassificationRule`.
+        checkpoint: Of a :class:`~lightning_nobp.rules.ClassificationRule` or of a rule for networks in time.
         file: ``.pt2`` (torch.export) or ``.onnx``.
 
     Returns:
@@ -77,31 +80,44 @@ def export(checkpoint: Path, file: Path) -> float:
     if file.suffix not in writers:
         raise ValueError(f"{file}: the file must end in .pt2 (torch.export) or .onnx")
     rule, content = _load(checkpoint)
-    if any(isinstance(module, SpikingLayer) for module in rule.modules()):
-        raise ValueError(
-            f"{checkpoint} holds a spiking network, whose events are found as they come: it has no graph to export. "
-            f"Load it where it is used, by {type(rule).__name__}.load_from_checkpoint"
-        )
-    if any(isinstance(module, FieldSystem) for module in rule.modules()):
-        raise ValueError(
-            f"{checkpoint} holds a wave field, which is simulated step by step: it has no graph to export. "
-            f"Load it where it is used, by {type(rule).__name__}.load_from_checkpoint"
-        )
-    if rule.input_shape is None:
-        raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")
-    plain = type(rule).forward is ClassificationRule.forward
-    x = torch.randn(3, *rule.input_shape, dtype=_dtype(content))
+    _refuse_what_has_no_graph(rule, checkpoint, file)
+    x = torch.randn(3, *_input_shape(rule, checkpoint), dtype=_dtype(content))
+    plain = type(rule).forward in (ClassificationRule.forward, NetworkRule.forward)
     with torch.no_grad():
         expected = rule.eval()(x)
     # Sparse layers need this package where the file is used, dense ones with zeros do not.
-    rule.network = densify(rule.built_network())
-    network = (rule.network if plain else Scores(rule)).eval()
+    rule.add_module("network", densify(rule.built_network()))
+    network = (rule.built_network() if plain else Scores(rule)).eval()
     file.parent.mkdir(parents=True, exist_ok=True)
     scores = writers[file.suffix](network, x, file, _about(rule, content))
     return float((scores.double() - expected.double()).abs().max())
 
 
-def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
+def _refuse_what_has_no_graph(rule: _Exportable, checkpoint: Path, file: Path) -> None:
+    instead = f"Load it where it is used, by {type(rule).__name__}.load_from_checkpoint"
+    if any(isinstance(module, SpikingLayer) for module in rule.modules()):
+        raise ValueError(
+            f"{checkpoint} holds a spiking network, whose events are found as they come: it has no graph to export. "
+            f"{instead}"
+        )
+    if file.suffix == ".onnx" and any(isinstance(module, FieldSystem) for module in rule.modules()):
+        raise ValueError(
+            f"{checkpoint} holds a wave field, whose numbers are complex, and ONNX knows none: export it to .pt2. "
+            f"{instead}"
+        )
+
+
+def _input_shape(rule: _Exportable, checkpoint: Path) -> tuple[int, ...]:
+    """Of one sample."""
+    if isinstance(rule, NetworkRule):
+        network = rule.built_network()
+        return network.num_nodes, network.components
+    if rule.input_shape is None:
+        raise ValueError(f"{checkpoint} does not know the shape of its inputs: build the rule with input_shape=...")
+    return rule.input_shape
+
+
+def _load(checkpoint: Path) -> tuple[_Exportable, dict[str, Any]]:
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint}: there is no such file")
     try:
@@ -112,12 +128,7 @@ def _load(checkpoint: Path) -> tuple[ClassificationRule, dict[str, Any]]:
         rule.to(_dtype(content)).load_state_dict(content["state_dict"], strict=rule.strict_loading)
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise
         raise ValueError(f"{checkpoint} cannot be loaded as a checkpoint of a rule: {error}") from error
-    if isinstance(rule, NetworkRule):
-        raise ValueError(
-            f"{checkpoint} holds a network that moves in time, and answers no inputs: take it from Python, "
-            f"{type(rule).__name__}.load_from_checkpoint(...).built_network().simulate(x, num_steps)"
-        )
-    if not isinstance(rule, ClassificationRule):
+    if not isinstance(rule, ClassificationRule | NetworkRule):
         raise ValueError(f"{checkpoint} holds a {type(rule).__name__}, not a rule with a network")
     return rule, content
 
@@ -145,14 +156,18 @@ def _dtype(content: dict[str, Any]) -> torch.dtype:
     return next((v.dtype for v in content["state_dict"].values() if v.is_floating_point()), torch.float32)
 
 
-def _about(rule: ClassificationRule, content: dict[str, Any]) -> dict[str, Any]:
+def _about(rule: _Exportable, content: dict[str, Any]) -> dict[str, Any]:
     """What a user of the file must know."""
     about: dict[str, Any] = {
-        "input_shape": rule.input_shape,
         "dtype": str(_dtype(content)).removeprefix("torch."),
-        "num_classes": rule.num_classes,
         "rule": type(rule).__name__,
     }
+    if isinstance(rule, NetworkRule):
+        network = rule.built_network()
+        shape = [network.num_nodes, network.components]
+        units = {"mean": network.mean.tolist(), "scale": network.scale.tolist()}
+        return about | {"input_shape": shape, "dt": network.dt} | units
+    about |= {"input_shape": rule.input_shape, "num_classes": rule.num_classes}
     for state in content.values():
         # What an ImageDataModule keeps in a checkpoint.
         if isinstance(state, dict) and {"mean", "std", "class_names"} <= set(state):

@@ -345,6 +345,13 @@ class MultiplexedGradientDescent(ClassificationRule):
     def _sample_estimator(self, network: nn.Module, x: Tensor, target: Tensor) -> SampleEstimator | None:
         """None where single samples are not asked for, and turn out not to exist."""
         codes = self._sample_codes(network)
+        if any(module._compiled_call_impl is not None for module in network.modules()):
+            if self.engine == "auto" and self.perturb == "weights":
+                return None
+            raise TypeError(
+                "network is compiled, and a compiled forward pass does not see the hooks that perturb single samples: "
+                "leave network.compile() out, or take engine='vmap'"
+            )
         try:
             # Activations too stand for weights that are used in their own layers, and for samples on their own.
             weights = WeightCodes(network, self.perturbation, self.amplitude, self.seed)

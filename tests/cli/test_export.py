@@ -182,10 +182,10 @@ def test_a_spiking_network_is_refused_in_a_line(nobp, quick):
     assert not Path("net.pt2").exists()
 
 
-def test_a_physical_system_is_refused_in_a_line(nobp, quick):
+def test_a_wave_field_is_refused_in_a_line_where_numbers_are_real(nobp, quick):
     assert nobp("fit", "--config=wave_field/self_learning_machine_digits", *quick).status == 0
     [checkpoint] = Path("runs").rglob("last.ckpt")
-    run = nobp("export", str(checkpoint), "net.pt2")
+    run = nobp("export", str(checkpoint), "net.onnx")
     assert run.status == 2
-    assert "holds a wave field, which is simulated step by step" in run.err
-    assert not Path("net.pt2").exists()
+    assert "holds a wave field, whose numbers are complex, and ONNX knows none: export it to .pt2" in run.err
+    assert not Path("net.onnx").exists()

@@ -1,5 +1,6 @@
 """DynamicalNetworkBackprop under a Trainer: processes, resume, checkpoints, tests, and what it reaches."""
 
+import json
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from lightning_nobp.cli.export import export
 from lightning_nobp.datamodules import CoupledOscillatorsDataModule
 from lightning_nobp.functional.dynamics import Lorenz
 from lightning_nobp.functional.network_inference import Normalisation
-from lightning_nobp.nn import LocalDynamics, NetworkDescent, PolynomialDynamics
+from lightning_nobp.nn import LocalDynamics, NetworkDescent
 from lightning_nobp.rules import DynamicalNetworkBackprop
 
 SMALL_MLP = partial(LocalDynamics, hidden_dims=(16,))
@@ -254,10 +255,21 @@ def test_mixed_precision_is_refused(tmp_path):
         trainer(tmp_path, precision="bf16-mixed").fit(DynamicalNetworkBackprop(), datamodule=data())
 
 
-def test_export_says_how_to_get_the_network(tmp_path):
-    run = trainer(tmp_path)
-    rule = DynamicalNetworkBackprop(local=partial(PolynomialDynamics, degree=2))
+@pytest.mark.parametrize("local", ["polynomial", "mlp"])
+def test_an_exported_step_repeated_is_a_simulation(tmp_path, local):
+    run = trainer(tmp_path, precision="64-true")
+    rule = DynamicalNetworkBackprop(local=local)
     run.fit(rule, datamodule=data())
     run.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.raises(ValueError, match="holds a network that moves in time, and answers no inputs"):
-        export(tmp_path / "run.ckpt", tmp_path / "net.pt2")
+    export(tmp_path / "run.ckpt", tmp_path / "net.pt2")
+    extra = {"lightning_nobp.json": ""}
+    step = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
+    about = json.loads(extra["lightning_nobp.json"])
+    mean, scale = (torch.tensor(about[name], dtype=torch.float64) for name in ("mean", "scale"))
+    network = rule.built_network()
+    assert about["dt"] == network.dt
+    start = network.mean + network.scale * torch.randn(2, *about["input_shape"], dtype=torch.float64)
+    x = (start - mean) / scale
+    for _ in range(3):
+        x = step(x)
+    torch.testing.assert_close(x * scale + mean, network.simulate(start, 3)[:, -1])

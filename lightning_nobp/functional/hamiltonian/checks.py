@@ -88,7 +88,7 @@ def check_state(state: State, drives: Sequence[Tensor], space: PhaseSpace) -> No
             raise TypeError(f"a field of type {part.dtype}: give complex numbers, psi.to(torch.complex64)")
         if part.dtype in (torch.float16, torch.bfloat16, torch.complex32):
             raise TypeError(f"a state of type {part.dtype}: an echo needs {_PRECISIONS[part.is_complex()]}")
-        if not part.dim() or len(part) != len(first) or part.dtype != first.dtype:
+        if not part.dim() or part.shape[0] != first.shape[0] or part.dtype != first.dtype:
             raise ValueError(
                 f"states of shape {tuple(part.shape)}, {part.dtype}, and {tuple(first.shape)}, {first.dtype}: give "
                 "(batch, ...) of the same batch and type"
@@ -96,7 +96,7 @@ def check_state(state: State, drives: Sequence[Tensor], space: PhaseSpace) -> No
     if space is CANONICAL and state[0].shape != state[1].shape:
         raise ValueError(f"momenta {tuple(state[1].shape)} must have the shape of positions, {tuple(first.shape)}")
     for drive in drives:
-        if not drive.dim() or len(drive) != len(first):
+        if not drive.dim() or drive.shape[0] != first.shape[0]:
             raise ValueError(f"a drive of shape {tuple(drive.shape)}: give (batch, ...) with batch={len(first)}")
         if drive.dtype != first.dtype.to_real():
             raise TypeError(f"a drive of type {drive.dtype} for states of {first.dtype}: give {first.dtype.to_real()}")
@@ -119,6 +119,8 @@ def check_start(start: State, drives: Sequence[Tensor] = ()) -> None:
     Raises:
         FloatingPointError: Says so.
     """
+    if torch.compiler.is_exporting():
+        return  # A graph cannot stop.
     if not all(bool(part.isfinite().all()) for part in start):
         raise FloatingPointError("the state at the start is not finite: check the inputs")
     if not all(bool(drive.isfinite().all()) for drive in drives):
@@ -131,7 +133,7 @@ def check_finite(end: State, flows: Sequence[Step], start: State, dt: float, n_s
     Raises:
         FloatingPointError: Names the step.
     """
-    if all(bool(part.isfinite().all()) for part in end):
+    if torch.compiler.is_exporting() or all(bool(part.isfinite().all()) for part in end):
         return
     check_start(start)
 

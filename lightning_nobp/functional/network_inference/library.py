@@ -17,17 +17,20 @@ def polynomial_exponents(components: int, degree: int) -> Tensor:
     return torch.tensor([[chosen.count(i) for i in range(components)] for chosen in factors])
 
 
-def polynomial_features(x: Tensor, exponents: Tensor) -> Tensor:
+def polynomial_features(x: Tensor, exponents: Tensor, degree: int | None = None) -> Tensor:
     """Values of monomials ``(..., terms)``.
 
     Args:
         x: States ``(..., components)``.
         exponents: ``(terms, components)``.
+        degree: The highest of them; None looks it up, which no exported graph can.
     """
+    if degree is None:
+        degree = int(exponents.max())
     values = torch.ones(*x.shape[:-1], len(exponents), dtype=x.dtype, device=x.device)
     for component in range(exponents.shape[1]):
         powers = [torch.ones_like(x[..., 0])]
-        for _ in range(int(exponents[:, component].max())):
+        for _ in range(degree):
             powers.append(powers[-1] * x[..., component])
         values = values * torch.stack(powers, dim=-1)[..., exponents[:, component]]
     return values

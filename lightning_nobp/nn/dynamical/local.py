@@ -124,7 +124,7 @@ class PolynomialDynamics(NodeDynamics):
 
     def features(self, x: Tensor) -> Tensor:
         """Monomials ``(..., nodes, terms)``, the constant first."""
-        return polynomial_features(x, self.exponents)
+        return polynomial_features(x, self.exponents, self.degree)
 
     @torch.no_grad()
     def set_coefficients(self, coefficients: Tensor) -> None:

@@ -29,7 +29,7 @@ class ModeEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Fields ``(batch, num_modes)`` of inputs from 0 to 1, ``(batch, ...)``."""
         values = signed(x, len(self.modes), self.amplitude)
-        return as_complex(values.new_zeros(len(x), self.num_modes).index_copy(1, _index(self.modes, x), values))
+        return as_complex(values.new_zeros(x.shape[0], self.num_modes).index_copy(1, _index(self.modes, x), values))
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -59,7 +59,7 @@ class LearningFieldNetwork(nn.Module):
             learning: Learning fields, complex ``(batch, *learning_shape)``; None for the parameter, at rest.
         """
         if learning is None:
-            learning = as_complex(self.learning_field).expand(len(x), *self.learning_field.shape)
+            learning = as_complex(self.learning_field).expand(x.shape[0], *self.learning_field.shape)
         return self.system.join(self.encoder(x.to(self.learning_field.dtype)), learning)
 
     def read(self, state: Tensor) -> Tensor:
