@@ -38,8 +38,8 @@ three seeds: the mean of the test accuracy ± its standard deviation, at the epo
 
 With a budget of seconds, a short rehearsal finds how many epochs fit, and learning rates fall over these; the last of
 them is cut where the budget ends. Validation, tests and the measurement of the alignment are not counted.
-`ResidualCompensation` solves for its weights, layer by layer: it ends when all layers are solved, or with the layers that
-the budget allowed.
+`ResidualCompensation` solves for its weights, layer by layer: it ends when all layers are solved, or with the layers
+that the budget allowed.
 
 - *weight noise*: the test once more, with every weight multiplied by 1 + 0.1 n, n drawn from a normal distribution;
   the mean of three draws for each seed. It is what is left on hardware whose weights are off by 10 %.
