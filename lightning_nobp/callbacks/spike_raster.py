@@ -94,8 +94,9 @@ def raster_figure(
         drawn = _most_active(spikes, most_neurons)
         times = [row[row < torch.inf].tolist() for row in spikes[drawn]]
         colors = ["C3" if name == "outputs" and n == label else "black" for n in drawn.tolist()]
-        # As thick as they must be to be seen, and no taller than the distance of neighbours.
-        axes.eventplot(times, lineoffsets=drawn.tolist(), colors=colors, linelengths=max(0.8, len(spikes) / 80))
+        if times:
+            # As thick as they must be to be seen, and no taller than the distance of neighbours.
+            axes.eventplot(times, lineoffsets=drawn.tolist(), colors=colors, linelengths=max(0.8, len(spikes) / 80))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(f"{name}\n{len(drawn)} of {len(spikes)}", fontsize=8)
         axes.set_title(f"{sum(map(len, times))} of {int((spikes < torch.inf).sum())} spikes", fontsize=8, loc="right")

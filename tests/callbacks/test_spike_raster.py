@@ -81,3 +81,8 @@ def test_bad_use_is_named(tmp_path):
         fit(tmp_path, SpikeRaster(sample=99))
     with pytest.raises(TypeError, match=r"SpikeRaster needs a rule that hands on spikes.* not a Backprop"):
         fit(tmp_path, SpikeRaster(), backprop(), limit_train_batches=0)
+
+
+def test_a_layer_of_many_neurons_that_are_all_silent_is_an_empty_panel():
+    figure = raster_figure([torch.full((5, 2), INF), torch.tensor([[0.1, 0.2]])], most_neurons=3, names=["a", "b"])
+    assert [axes.get_ylabel() for axes in figure.axes] == ["b\n1 of 1", "a\n0 of 5"]
