@@ -61,7 +61,7 @@ PARTS = {
 REMARKS = {
     "cpu_seconds": "30 seconds for each training. On Tiny ImageNet the test with weight noise was left out.",
     "epochs": "20 epochs for every rule; `ResidualCompensation` has an epoch for each of its layers.",
-    "parameters": "Networks of about 12,000 weights, and 5 seconds of the processor for each training.",
+    "parameters": "Networks of about 12,000 weights, whose sizes the commands set, and 5 seconds for each training.",
 }
 
 
