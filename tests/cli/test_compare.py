@@ -317,8 +317,8 @@ def test_a_budget_is_filled_by_every_recipe_and_learning_rates_fall_over_it(nobp
         assert result["epochs"] <= epochs
         # The last batch of an epoch is smaller.
         assert result["samples"] == pytest.approx(result["steps"] * 32, rel=0.05)
-        # One step over the budget at most, or the epochs that the rehearsal found.
-        assert result["training_cpu_seconds"] < 2.5
+        # It ends with the budget, or with the epochs that the rehearsal found.
+        assert result["training_cpu_seconds"] >= 2 or result["epochs"] == epochs
         assert result["training_cpu_seconds"] <= result["cpu_seconds"]
         points = [point["training_cpu_seconds"] for point in result["curve"]]
         assert len(points) >= 2
