@@ -45,12 +45,12 @@ RULES: dict[str, Callable[[], rules.ClassificationRule]] = {
     "SpikeTimingBackprop": lambda: rules.SpikeTimingBackprop(**SHAPE),
     "HamiltonianEcho": lambda: rules.HamiltonianEcho(**SHAPE, network=LogCoshClassifier),
 }
-CLOSED_FORM = "not supported: solved in closed form, there is no step that repeats"
+CLOSED_FORM = "not used: solved in closed form, there is no step that repeats"
 NOT_TIMED = {
     "ResidualCompensation": CLOSED_FORM,
     "PCANet": CLOSED_FORM,
-    "DynamicalNetworkBackprop": CLOSED_FORM,
-    "SelfLearningMachine": "not supported: complex numbers, for which the compiler makes no code",
+    "DynamicalNetworkBackprop": "not used: closed form, or an adjoint of its own",
+    "SelfLearningMachine": "not used: the echo runs the simulation itself",
 }
 
 
