@@ -23,6 +23,7 @@ def quaternions(input_shape: Sequence[int], num_classes: int) -> nn.Module:
     return to_quaternion(models.shufflenet_v2_x0_5(num_classes=num_classes))
 """
 SHUFFLENET = "torchvision.models.shufflenet_v2_x0_5"
+RESNET = "torchvision.models.resnet18"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def fit(nobp, data, quick, monkeypatch):
     "options",
     [
         ("--model=Backprop", "--model.engine=auto", f"--model.network={SHUFFLENET}"),
-        ("--model=Backprop", "--model.engine=auto", f"--model.network={SHUFFLENET}", "--model.network.num_classes=10"),
+        ("--model=Backprop", "--model.engine=auto", f"--model.network={RESNET}", "--model.network.num_classes=10"),
         ("--model=SparseProp", "--model.sparsity=0.9", f"--model.network={SHUFFLENET}"),
         ("--model=MultiplexedGradientDescent", "--model.network=networks_of_torchvision.head"),
         (
@@ -81,7 +82,7 @@ def test_another_number_of_classes_is_answered_with_the_option(nobp, data, monke
     root, lists = data
     for kind, files in lists.items():
         patch_cifar(monkeypatch, kind, files)
-    wrong = (f"--model.network={SHUFFLENET}", "--model.network.num_classes=1000")
+    wrong = (f"--model.network={RESNET}", "--model.network.num_classes=1000")
     rule = ("--model=Backprop", "--model.engine=auto", "--data=CIFAR10DataModule", f"--data.root={root}")
     run = nobp("fit", *rule, *wrong, "--data.val_size=0.5", "--trainer.max_epochs=1")
     assert run.status == 2
