@@ -86,8 +86,6 @@ def section(name: str, found: Found) -> list[str]:
         lines += [f"The last run failed: `{found['failed']}`.", ""]
     for table in found["tables"]:
         lines += [f"{table['title']}:", "", *markdown(table["columns"], table["rows"]), ""]
-    if "text" in found:
-        lines += ["```text", found["text"].strip("\n"), "```", ""]
     if plots(found):
         lines += [f"![{'; '.join(t['title'] for t in plots(found))}]({picture(name).name})", ""]
     return lines

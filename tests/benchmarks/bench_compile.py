@@ -4,21 +4,19 @@
 
 Networks for 1x28x28 images, batch 128, float32, one thread. A step is ``compute_gradients`` without the optimizer. The
 two forms run in turn; times are medians of the processor's time. *Compile* is the wall-clock time of the first two
-steps, which includes the compiler's; *used* says whether training goes through the compiled forward pass at all;
+steps, which includes the compiler's; the *note* says whether training goes through the compiled forward pass at all;
 *gradient* is the largest difference of the two gradients, relative to the largest entry.
 """
 
-import argparse
 import copy
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Report, options
+from timing import medians
 
 from lightning_nobp import rules
 from lightning_nobp.nn import CNN, MLP, LogCoshClassifier
@@ -54,20 +52,17 @@ NOT_TIMED = {
 }
 
 
-def step(rule: rules.ClassificationRule, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """Milliseconds of one gradient."""
+def step(rule: rules.ClassificationRule, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     rule.zero_grad()
-    start = time.thread_time()
     rule.compute_gradients(batch)
-    return 1e3 * (time.thread_time() - start)
 
 
 def gradient(rule: rules.ClassificationRule) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in rule.parameters() if p.grad is not None])
 
 
-def measure(build: Callable[[], rules.ClassificationRule], rounds: int) -> list[str]:
-    """Cells of a rule's row."""
+def measure(build: Callable[[], rules.ClassificationRule], rounds: int) -> dict[str, str | float]:
+    """A rule's row, but for its name."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -85,34 +80,36 @@ def measure(build: Callable[[], rules.ClassificationRule], rounds: int) -> list[
     first, second = gradient(eager), gradient(compiled)
     step(compiled, batch)
     seconds = time.perf_counter() - seconds
-    difference = f"{float((first - second).abs().max() / first.abs().max()):.0e}"
+    difference = float((first - second).abs().max() / first.abs().max())
     if not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
-        return ["", "", "", "", difference, "not used: training calls no compiled forward pass"]
-    times = [(step(eager, batch), step(compiled, batch)) for _ in range(rounds)]
-    before, after = (statistics.median(column) for column in zip(*times, strict=True))
-    return [f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}", f"{seconds:.0f}", difference, "used"]
+        return {"gradient": difference, "note": "not used: training calls no compiled forward pass"}
+    times = medians({"eager": partial(step, eager, batch), "compiled": partial(step, compiled, batch)}, rounds)
+    return {
+        "eager, ms": times["eager"],
+        "compiled, ms": times["compiled"],
+        "eager / compiled": times["eager"] / times["compiled"],
+        "compile, s": seconds,
+        "gradient": difference,
+        "note": "used",
+    }
+
+
+def row(name: str, rounds: int) -> dict[str, str | float]:
+    """What is found of a rule, or why nothing is."""
+    if name in NOT_TIMED:
+        return {"note": NOT_TIMED[name]}
+    try:
+        return measure(RULES[name], rounds)
+    except Exception as error:  # whatever the compiler makes of it
+        return {"note": f"not supported: {type(error).__name__}: {str(error).splitlines()[0][:80]}"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--only", nargs="*", choices=(*RULES, *NOT_TIMED), default=(*RULES, *NOT_TIMED))
-    options = parser.parse_args()
+    names = (*RULES, *NOT_TIMED)
+    chosen = options(__doc__, rounds=20, only={"nargs": "*", "choices": names, "default": names, "help": "of the rows"})
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    table = Table(title="Gradient of one batch of 128, 1 thread, float32")
-    for column in ("rule", "eager ms", "compiled ms", "ratio", "compile s", "gradient", ""):
-        table.add_column(column, justify="left" if column in ("rule", "") else "right")
-    for name in options.only:
-        if name in NOT_TIMED:
-            table.add_row(name, *[""] * 5, NOT_TIMED[name])
-            continue
-        try:
-            row = measure(RULES[name], options.rounds)
-        except Exception as error:  # whatever the compiler makes of it
-            row = [*[""] * 5, f"not supported: {type(error).__name__}: {str(error).splitlines()[0][:80]}"]
-        table.add_row(name, *row)
-    Console(width=160).print(table)
+    rows = [{"rule": name} | row(name, chosen.rounds) for name in chosen.only]
+    Report(chosen).table("Gradient of one batch of 128", rows)
 
 
 if __name__ == "__main__":

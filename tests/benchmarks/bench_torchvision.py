@@ -6,15 +6,12 @@ Images of 3x32x32, float32, one thread. A step is the gradient of one batch and 
 times are medians of the processor's time. Sparse networks keep random weights, as many in every layer but the first.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import Report, options
+from timing import medians
 from torch import nn
 from torchvision import models
 
@@ -48,39 +45,32 @@ def variants(name: str) -> dict[str, ClassificationRule]:
     return found
 
 
-def step(rule: ClassificationRule, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """Milliseconds of a step."""
+def step(rule: ClassificationRule, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     optimizer = torch.optim.SGD(rule.parameters(), lr=1e-3)
-    start = time.thread_time()
     optimizer.zero_grad()
     rule.compute_gradients(batch)
     optimizer.step()
-    return 1e3 * (time.thread_time() - start)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--only", nargs="*", choices=tuple(MODELS), default=tuple(MODELS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    batch = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
-    table = Table(title=f"Training step, batch {options.batch} of 3x32x32, 1 thread, float32")
-    for column in ("model", "variant", "parameters", "ms", "dense : this"):
-        table.add_column(column, justify="left" if column in ("model", "variant") else "right")
-    for name in options.only:
+    batch_size = {"type": int, "default": 32, "help": "images in a batch"}
+    only = {"nargs": "*", "choices": tuple(MODELS), "default": tuple(MODELS), "help": "models to measure"}
+    chosen = options(__doc__, rounds=7, batch=batch_size, only=only)
+    report = Report(chosen)
+    batch = torch.randn(chosen.batch, 3, 32, 32), torch.randint(10, (chosen.batch,))
+    for name in chosen.only:
         rules = variants(name)
-        # The first round pays for memory, and for choosing engines and algorithms.
-        times = [{v: step(rule, batch) for v, rule in rules.items()} for _ in range(options.rounds + 1)][1:]
-        medians = {v: statistics.median(row[v] for row in times) for v in rules}
-        for variant, rule in rules.items():
-            size = sum(p.numel() for p in rule.parameters())
-            ratio = medians["dense"] / medians[variant]
-            table.add_row(name, variant, f"{size:,}", f"{medians[variant]:.1f}", f"{ratio:.2f}")
-        table.add_section()
-    Console(width=110).print(table)
+        times = medians({variant: partial(step, rule, batch) for variant, rule in rules.items()}, chosen.rounds)
+        rows = [
+            {
+                "variant": variant,
+                "weights": sum(p.numel() for p in rule.parameters()),
+                "ms": times[variant],
+                "dense / this": times["dense"] / times[variant],
+            }
+            for variant, rule in rules.items()
+        ]
+        report.table(f"Training step of `{name}`, batch {chosen.batch}", rows)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,11 @@ def run(script: Path, arguments: list[str], threads: int) -> str | None:
     """What went wrong, if anything did."""
     file = FOLDER / f"{script.stem}.json"
     file.unlink(missing_ok=True)
-    # Scripts without a report of this kind only print.
-    reports = "from report import" in script.read_text()
-    command = [f"tests/benchmarks/{script.name}", *(arguments if reports else [])]
+    command = [f"tests/benchmarks/{script.name}", *arguments]
     print("\npython " + " ".join(command), flush=True)
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command, *([f"--json={file}"] if reports else [])],
+        [sys.executable, *command, f"--json={file}"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
         capture_output=True,
@@ -47,8 +45,6 @@ def run(script: Path, arguments: list[str], threads: int) -> str | None:
     }
     if file.exists():
         found |= json.loads(file.read_text()) | {"seconds": found["seconds"]}
-    elif done.returncode == 0:
-        found["text"] = done.stdout
     if done.returncode:
         print(done.stderr, file=sys.stderr, flush=True)
         found["failed"] = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

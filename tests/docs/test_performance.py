@@ -67,12 +67,6 @@ def test_figures_are_written_with_three_digits_and_counts_in_full():
     assert cells[2:] == [["a", "1,024", "0.0312"], ["b", "8", "12,346"], ["c", "0", ""], ["d", "1", "3.1e-05"]]
 
 
-def test_a_script_that_only_prints_keeps_what_it_printed(run_all):
-    found = run_all("import sys; print('arguments', sys.argv[1:])")
-    assert found["text"] == "arguments []\n"
-    assert "failed" not in found
-
-
 def test_a_script_that_fails_is_noted_with_its_last_words(run_all):
     assert run_all("raise ValueError('no such thing')")["failed"] == "ValueError: no such thing"
 
