@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KERNELS := setup.py $(wildcard lightning_nobp/csrc/*.cpp lightning_nobp/csrc/*.h)
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
-.PHONY: demo test lint types pytest docs wheel bench sanitize clean
+.PHONY: demo test lint types pytest test-reliability docs wheel bench sanitize clean
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.x'"
@@ -44,6 +44,10 @@ types: $(VENV)/.installed-test
 
 pytest: $(VENV)/.installed-test
 	$(BIN)/pytest --durations=15 --numprocesses=2 --dist=loadfile
+
+test-reliability: $(VENV)/.installed-test  ## long proofs of what docs/reliability.md counts, and that page; not part of the tests
+	$(BIN)/pytest tests/reliability -m reliability --timeout=7200 --counts=docs/reliability
+	$(BIN)/python docs/make_reliability.py
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
