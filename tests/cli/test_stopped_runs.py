@@ -1,6 +1,9 @@
 """Runs that were stopped, and checkpoints that a disk has spoiled."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,22 @@ def test_a_signal_stops_after_the_batch_and_the_run_goes_on_as_if_never_stopped(
     assert f"saved as {path}; --ckpt_path last goes on" in stopped.err
     assert checkpoint(path)["global_step"] == step + (not validating)
     assert fit("--ckpt_path=last").status == 0
+    assert_equal_runs(
+        "whole/digits/backprop/version_0/checkpoints/last.ckpt", resolve("last", "digits/backprop", [Path("runs")])
+    )
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint_as_if_never_killed(fit, quick):
+    assert fit("--trainer.default_root_dir=whole").status == 0
+    main = "import sys; from lightning_nobp.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "fit", *DIGITS, *quick, "--trainer.max_epochs=3"]
+    killed = subprocess.run(
+        [*command, "--model.network.dropout=0.3", *sending(signal.SIGKILL, 9)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert fit("--ckpt_path=last-good").status == 0
     assert_equal_runs(
         "whole/digits/backprop/version_0/checkpoints/last.ckpt", resolve("last", "digits/backprop", [Path("runs")])
     )

@@ -4,6 +4,7 @@ import mmap
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,8 @@ def _be_the_child(arguments: Sequence[str], log: Path, shared: mmap.mmap) -> Non
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        # Not those of pytest, which catches what a test prints.
+        sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
         for phase, owner, name in _INSIDE:
             _mark(shared, PHASES.index(phase), owner, name)
         status = main(list(arguments))

@@ -41,7 +41,7 @@ RECIPES = {
 """Steps from one checkpoint to the next, and options that shorten the recipe."""
 
 
-@pytest.fixture(params=RECIPES)
+@pytest.fixture(scope="module", params=RECIPES)
 def recipe(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -50,7 +50,7 @@ def command(recipe: str, root: Path) -> list[str]:
     every, *options = RECIPES[recipe]
     return [
         *("fit", f"--config={recipe}", f"--trainer.default_root_dir={root}", "--ckpt_path=last-good", *options),
-        *(f"--checkpoint.every_n_train_steps={every}", "--checkpoint.monitor=null", "--checkpoint.save_top_k=2"),
+        *(f"--checkpoint.every_n_train_steps={every}", "--checkpoint.monitor=null", "--checkpoint.save_top_k=1"),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     ]
 
@@ -63,9 +63,11 @@ def result(recipe: str, root: Path) -> dict[str, Any]:
     return found | {"random": content["lightning_nobp"]["random_states"]}
 
 
-def uninterrupted(recipe: str, root: Path) -> tuple[dict[str, Any], float]:
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     """The result of a training that nobody kills, and how many seconds it took."""
-    start = time.monotonic()
+    torch.set_num_threads(1)
+    root, start = tmp_path_factory.mktemp("whole"), time.monotonic()
     end = live(command(recipe, root), root / "log.txt")
     assert end.status == 0, (root / "log.txt").read_text()
     return result(recipe, root), time.monotonic() - start
@@ -90,9 +92,10 @@ def check_files(root: Path) -> int:
     return len(files)
 
 
-def test_a_training_killed_again_and_again_ends_like_one_that_was_not(recipe, tmp_path, count, repetitions):
-    (tmp_path / "whole").mkdir()
-    expected, seconds = uninterrupted(recipe, tmp_path / "whole")
+def test_a_training_killed_again_and_again_ends_like_one_that_was_not(
+    recipe, uninterrupted, tmp_path, count, repetitions
+):
+    expected, seconds = uninterrupted
     wanted, killed, checked, trainings = repetitions(20), {"training": 0, "validating": 0, "saving": 0}, 0, 0
     source = moments(seed=0, spread=seconds / 8)
     with time_limit(3600):
@@ -125,9 +128,8 @@ def test_a_training_killed_again_and_again_ends_like_one_that_was_not(recipe, tm
     assert sum(killed.values()) == wanted
 
 
-def test_a_training_that_is_told_to_stop_saves_its_state(recipe, tmp_path, count, repetitions):
-    (tmp_path / "whole").mkdir()
-    expected, seconds = uninterrupted(recipe, tmp_path / "whole")
+def test_a_training_that_is_told_to_stop_saves_its_state(recipe, uninterrupted, tmp_path, count, repetitions):
+    expected, seconds = uninterrupted
     for signum, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         stopped = resumed = 0
         wanted, source = repetitions(3), moments(seed=int(signum), spread=seconds / 4)
