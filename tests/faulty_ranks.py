@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import sklearn.datasets  # noqa: F401  # once, and not in every process that is forked
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from toys import weights
 
+from lightning_nobp.datamodules import DigitsDataModule
 from lightning_nobp.nn import MLP, DuffingClassifier, ForwardForwardMLP, ResCNet
 from lightning_nobp.rules import (
     Backprop,
@@ -47,14 +49,14 @@ BATCHES = 6
 
 
 def build(name: str, **kwargs: Any) -> LearningRule:
-    """A small rule of that kind for images of 8 x 8 pixels in three classes."""
+    """A small rule of that kind for images of 8 x 8 pixels."""
     torch.manual_seed(0)
     hidden = kwargs.pop("hidden", 8)
-    kwargs |= {"num_classes": 3, "input_shape": (1, 8, 8)}
+    kwargs = {"num_classes": 3, "input_shape": (1, 8, 8)} | kwargs
     if name != "ResidualCompensation":
         kwargs["optimizer"] = partial(torch.optim.SGD, lr=kwargs.pop("lr", 0.05))
     mlp = {"network": partial(MLP, hidden_dims=(hidden,)), "loss": "cross_entropy"}
-    rescnet = partial(ResCNet, depth=1, channels=4, first_kernel_size=3, pooling={"crelu_mean": 2})
+    rescnet = partial(ResCNet, depth=1, channels=hidden // 2, first_kernel_size=3, pooling={"crelu_mean": 2})
     make: dict[str, Any] = {
         "Backprop": partial(Backprop, **mlp),
         "ForwardForward": partial(
@@ -63,7 +65,9 @@ def build(name: str, **kwargs: Any) -> LearningRule:
         "MultiplexedGradientDescent": partial(MultiplexedGradientDescent, **mlp, num_perturbations=2),
         "SparseProp": partial(SparseProp, **mlp, sparsity=0.5),
         "ResidualCompensation": partial(ResidualCompensation, network=rescnet, cache="none"),
-        "HamiltonianEcho": partial(HamiltonianEcho, network=partial(DuffingClassifier, hidden_units=4, dt=0.1)),
+        "HamiltonianEcho": partial(
+            HamiltonianEcho, network=partial(DuffingClassifier, hidden_units=hidden // 2, dt=0.1)
+        ),
     }
     rule: LearningRule = make[name](**kwargs)
     return rule
@@ -107,6 +111,9 @@ class Fault(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, rule: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank != self.victim or trainer.global_step != self.step:
+            return
+        # Once: a launcher that starts all again shall succeed.
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
             return
         if self.kind in ("SIGKILL", "SIGSTOP", "SIGTERM"):
             os.kill(os.getpid(), getattr(signal, self.kind))
@@ -158,15 +165,20 @@ def train(
     victim: int = 1,
     batches: int = BATCHES,
     stream: bool = False,
+    digits: bool = False,
     timeout: float = 1800,
     ckpt_path: Path | None = None,
+    resume: bool = False,
     checkpoint_every: int = 1,
     **kwargs: Any,
 ) -> None:
-    """Two epochs, in which ``fault`` happens to rank ``victim`` before step ``step``."""
+    """Two epochs, in which ``fault`` happens once to rank ``victim`` before step ``step``.
+
+    With ``resume`` they go on from the newest whole checkpoint in ``folder``.
+    """
     torch.set_num_threads(1)
     trainer_options = {key: kwargs.pop(key) for key in ("max_epochs", "limit_train_batches") if key in kwargs}
-    rule = build(name, **kwargs)
+    rule = build(name, **({"num_classes": 10} if digits else {}), **kwargs)
     saved = ModelCheckpoint(folder, every_n_train_steps=checkpoint_every, save_top_k=-1, filename="{step}")
     options: dict[str, Any] = {
         "default_root_dir": folder,
@@ -183,8 +195,21 @@ def train(
         "callbacks": [saved, Fault(fault, step, victim)],
     }
     trainer = Watched(**options | trainer_options)
-    data = Sharded(batches, stream, step if fault == "error in the data" else None, victim)
-    trainer.fit(rule, datamodule=data, ckpt_path=ckpt_path)
+    data: L.LightningDataModule = Sharded(batches, stream, step if fault == "error in the data" else None, victim)
+    if digits:
+        data = DigitsDataModule(batch_size=20, subset=301, val_size=101, pad_shards=name != "ResidualCompensation")
+    trainer.fit(rule, datamodule=data, ckpt_path=newest_whole(folder) if resume else ckpt_path)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The checkpoint of the latest step that can be read."""
+    for file in sorted(folder.glob("step=*.ckpt"), key=lambda file: int(file.stem[5:].partition("-")[0]), reverse=True):
+        try:
+            torch.load(file, weights_only=True)
+        except Exception:  # whatever it is that a broken file leads to
+            continue
+        return file
+    return None
 
 
 class Sharded(L.LightningDataModule):
@@ -283,6 +308,9 @@ def run_launched(
         command += [f"--nproc-per-node={world}", f"--max-restarts={max_restarts}"]
     command += [__file__, str(folder), json.dumps(options), json.dumps(odd or {})]
     environment = os.environ | {"OMP_NUM_THREADS": "1", _MARK: str(folder)}
+    if max_restarts:
+        # Torch would read addresses of the processes before: github.com/pytorch/pytorch/issues/135712.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     start = time.monotonic()
     with (folder / "output.log").open("w") as log:
         run = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -314,9 +342,9 @@ def _marked(folder: Path) -> list[int]:
 
 
 def _one_rank(folder: Path, rank: int, port: int, options: dict[str, Any]) -> None:
-    log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    sys.stdout = sys.stderr = (folder / f"rank{rank}.log").open("w")
+    for descriptor in (1, 2):
+        os.dup2(sys.stdout.fileno(), descriptor)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     train(folder, **options)
     # A process that ends with threads of its group still running is aborted now and then.
