@@ -14,6 +14,7 @@ from lightning_nobp.callbacks.gradient_alignment import GradientAlignment
 from lightning_nobp.callbacks.gradient_check import GradientCheck, WrongGradientError
 from lightning_nobp.callbacks.hardware_clock import PLATFORMS, HardwareClock, Platform
 from lightning_nobp.callbacks.hardware_noise import HardwareNoise
+from lightning_nobp.callbacks.last_checkpoint import LastCheckpoint
 from lightning_nobp.callbacks.layer_accuracy import LayerAccuracy
 from lightning_nobp.callbacks.layer_goodness import LayerGoodness
 from lightning_nobp.callbacks.layerwise_checkpoint import LayerwiseCheckpoint, load_layers
@@ -24,6 +25,7 @@ from lightning_nobp.callbacks.reversal_monitor import ReversalMonitor
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.callbacks.sparsity_mask import SparsityMask
 from lightning_nobp.callbacks.spike_raster import SpikeRaster
+from lightning_nobp.callbacks.stop_on_interrupt import StopOnInterrupt
 from lightning_nobp.callbacks.stop_when_no_gain import StopWhenNoGain
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "GradientCheck",
     "HardwareClock",
     "HardwareNoise",
+    "LastCheckpoint",
     "LayerAccuracy",
     "LayerGoodness",
     "LayerwiseCheckpoint",
@@ -52,6 +55,7 @@ __all__ = [
     "ReversalMonitor",
     "SparsityMask",
     "SpikeRaster",
+    "StopOnInterrupt",
     "StopWhenNoGain",
     "WrongGradientError",
     "load_layers",

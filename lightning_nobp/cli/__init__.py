@@ -17,6 +17,7 @@ usage: nobp COMMAND ...
   copy RECIPE DEST           the same as a file of your own
 
   fit      --config RECIPE   train                  (nobp fit --help: every option)
+  fit      --config RECIPE --ckpt_path last-good    go on from the newest checkpoint that can be read
   validate --config RECIPE --ckpt_path best|last|FILE
   test     --config RECIPE --ckpt_path best|last|FILE
   predict  --config RECIPE --ckpt_path best|last|FILE [--predictions.path FILE.csv|.parquet|.pt]
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0, 1 if something failed, 2 if the arguments are wrong, 130 if a comparison was interrupted.
+        The exit status: 0, 1 if something failed, 2 if the arguments are wrong, 130 or 143 if it was stopped.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"

@@ -1,10 +1,11 @@
 """Arguments of ``nobp`` before Lightning's command line sees them."""
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_nobp.cli import recipes
-from lightning_nobp.cli.checkpoints import resolve, resolve_in, run_of
+from lightning_nobp.cli.checkpoints import WORDS, resolve, resolve_in, run_of
 from lightning_nobp.cli.index import DATA_MODULES, NETWORKS, RULES
 
 RUNS = "runs"
@@ -29,7 +30,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(arguments: list[str]) -> Prepared:
-    """Replace recipe names and ``best`` and ``last`` by files, and check short class names.
+    """Replace recipe names and words for checkpoints by files, and check short class names.
 
     Args:
         arguments: Subcommand and options.
@@ -46,10 +47,11 @@ def prepare(arguments: list[str]) -> Prepared:
     for option, value in split:
         if option in ("-c", "--config"):
             value = str(recipes.find(value))
-        elif option == "--ckpt_path" and value in ("best", "last"):
-            # The configuration of a run stands for that run.
-            of_run = mains and run_of(Path(mains[0]))
-            value = str(resolve_in(value, Path(mains[0]).parent) if of_run else resolve(value, recipe, _roots(split)))
+        elif option == "--ckpt_path" and value in WORDS:
+            found = _checkpoint(value, mains, recipe, split)
+            if found is None:
+                continue
+            value = str(found)
         elif option == "--model":
             _check_class(option, value, [rule.name for rule in RULES])
         elif option in ("--model.network", "--model.local") and value in NETWORKS:
@@ -58,6 +60,21 @@ def prepare(arguments: list[str]) -> Prepared:
             _check_class(option, value, DATA_MODULES)
         prepared += [f"{option}={value}"] if option else [value]
     return Prepared(prepared, recipe)
+
+
+def _checkpoint(which: str, mains: list[str], recipe: str, split: list[tuple[str, str]]) -> Path | None:
+    """The file that a word means; None if training is to start from the beginning."""
+    try:
+        # The configuration of a run stands for that run.
+        if mains and run_of(Path(mains[0])):
+            return resolve_in(which, Path(mains[0]).parent)
+        return resolve(which, recipe, _roots(split))
+    except recipes.UsageError as error:
+        # One command starts a training and goes on with it, for whoever restarts what was killed.
+        if which != "last-good" or ("", "fit") not in split:
+            raise
+        print(f"nobp: {error.args[0].partition('. ')[0]}: training starts from the beginning", file=sys.stderr)
+        return None
 
 
 def _split(arguments: list[str]) -> list[tuple[str, str]]:

@@ -1,11 +1,15 @@
-"""``--ckpt_path best`` and ``last`` in a new process."""
+"""``--ckpt_path best``, ``last`` and ``last-good`` in a new process."""
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning_nobp.cli.recipes import UsageError
+
+WORDS = ("best", "last", "last-good")
+"""What ``--ckpt_path`` may say instead of a file: the last of them is the newest that can be read."""
 
 RUN_FILE = "run.json"
 """In the folder of a run that ``best`` and ``last`` may mean: what it is a run of."""
@@ -15,7 +19,7 @@ def resolve(which: str, recipe: str, roots: Iterable[Path]) -> Path:
     """The checkpoint of the newest run of a recipe that has one; the run may have been killed.
 
     Args:
-        which: ``'best'`` or ``'last'``.
+        which: One of :data:`WORDS`.
         recipe: Name of the runs.
         roots: Folders below which runs lie.
 
@@ -36,7 +40,7 @@ def resolve_in(which: str, run: Path) -> Path:
     """The checkpoint of one run.
 
     Args:
-        which: ``'best'`` or ``'last'``.
+        which: One of :data:`WORDS`.
         run: The run's folder.
 
     Raises:
@@ -64,17 +68,34 @@ def _runs(recipe: str, roots: Iterable[Path]) -> list[Path]:
 
 
 def _checkpoint(which: str, run: Path) -> Path | None:
-    checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name))
+    checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name), reverse=True)
+    if which == "last-good":
+        return next(filter(_is_good, checkpoints), None)
     if not checkpoints:
         return None
-    return (_best(checkpoints[-1]) if which == "best" else None) or checkpoints[-1]
+    return (_best(checkpoints[0]) if which == "best" else None) or checkpoints[0]
+
+
+def _is_good(checkpoint: Path) -> bool:
+    """Whether it can be read; says so if not."""
+    from lightning_nobp.checkpoints import DamagedCheckpointError, load_checkpoint
+
+    try:
+        load_checkpoint(checkpoint)
+    except DamagedCheckpointError as error:
+        print(f"nobp: passed over: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _best(newest: Path) -> Path | None:
     """The best checkpoint so far, as the newest one remembers it."""
-    import torch
+    from lightning_nobp.checkpoints import DamagedCheckpointError, load_checkpoint
 
-    content = torch.load(newest, weights_only=True, map_location="cpu", mmap=True)
+    try:
+        content = load_checkpoint(newest)
+    except DamagedCheckpointError as error:
+        raise UsageError(f"--ckpt_path=best: {error}") from error
     for name, state in content.get("callbacks", {}).items():
         if name.startswith("ModelCheckpoint") and state.get("monitor") and state["best_model_path"]:
             best = Path(state["best_model_path"])

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 def record(results: list[dict[str, Any]], command: str, note: str | None) -> None:
     """Note mean results of each recipe in ``measured.json`` beside the recipes."""
     from lightning_nobp.cli.report import COUNTS, conditions, means
-    from lightning_nobp.cli.run_config import write_whole
+    from lightning_nobp.files import write_whole
 
     path = recipes.folder() / "measured.json"
     known = json.loads(path.read_text()) if path.is_file() else {}

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_nobp.checkpoints import load_checkpoint
 from lightning_nobp.nn import FieldSystem, SpikingLayer, densify
 from lightning_nobp.rules import ClassificationRule, NetworkRule
 
@@ -118,10 +119,8 @@ def _input_shape(rule: _Exportable, checkpoint: Path) -> tuple[int, ...]:
 
 
 def _load(checkpoint: Path) -> tuple[_Exportable, dict[str, Any]]:
-    if not checkpoint.is_file():
-        raise ValueError(f"{checkpoint}: there is no such file")
+    content = load_checkpoint(checkpoint)
     try:
-        content = torch.load(checkpoint, weights_only=True, map_location="cpu")
         _import_own(content)
         rule = LightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
         # Built and filled in float32, whatever the run's precision was.

@@ -4,6 +4,7 @@ import linecache
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,18 +17,28 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch import callbacks as pl_callbacks
 from lightning.pytorch import loggers as pl_loggers
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_nobp.datamodules  # short class names work for what is imported
 import lightning_nobp.nn
 import lightning_nobp.rules
-from lightning_nobp.callbacks import BestInSummary, FitSummary, PredictionWriter, WrongGradientError
+from lightning_nobp.callbacks import (
+    BestInSummary,
+    FitSummary,
+    LastCheckpoint,
+    PredictionWriter,
+    StopOnInterrupt,
+    WrongGradientError,
+)
+from lightning_nobp.checkpoints import DurableCheckpointIO
 from lightning_nobp.cli.arguments import RUNS, prepare
 from lightning_nobp.cli.recipes import UsageError, nearest
 from lightning_nobp.cli.rule_figures import figures, spacing
@@ -133,26 +144,6 @@ def _parameters(class_path: str) -> set[str]:
     return names
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt`` up to date.
-
-    ``save_last`` of the checkpoint that keeps the best epoch writes it only when that epoch is beaten.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(filename="last", enable_version_counter=False)
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        # The newest need not be the best: loggers that keep checkpoints call them by these names.
-        self.last_model_path, self.best_model_path = filepath, ""
-        super()._save_checkpoint(trainer, filepath)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was trained since the last validation, which the run may never have reached."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
 class NobpCLI(LightningCLI):
     """Lightning's command line for learning rules.
 
@@ -239,6 +230,17 @@ class NobpCLI(LightningCLI):
                 # Nothing has begun: not even the data's setup has told the shape that the rule waits for.
                 raise UsageError(str(error)) from error
             raise
+        except SIGTERMException as stop:
+            raise SIGTERMException(self._say_stopped()) from stop
+
+    def _say_stopped(self) -> int:
+        """Tell where a run that a signal stopped was saved; returns the exit status that says so."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        saved = next((c.last_model_path for c in callbacks if isinstance(c, LastCheckpoint)), "")
+        step = f"nobp: stopped after step {self.trainer.global_step}"
+        print(f"{step}, saved as {saved}; --ckpt_path last goes on" if saved else step, file=sys.stderr)
+        interrupted = any(c.interrupted for c in callbacks if isinstance(c, StopOnInterrupt))
+        return 128 + (signal.SIGINT if interrupted else signal.SIGTERM)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what a run has unless its configuration says otherwise; the configuration stays as it was given."""
@@ -253,6 +255,9 @@ class NobpCLI(LightningCLI):
         if asked.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # At every batch the bar would cost more than a small network's step.
             callbacks.append(TQDMProgressBar(refresh_rate=10))
+        plugins = _as_list(asked.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _for_reports(self, asked: Namespace, callbacks: list[Callback]) -> list[Callback]:
@@ -277,7 +282,7 @@ class NobpCLI(LightningCLI):
         more: list[Callback] = [FitSummary("nobp test --config {run}/config.yaml --ckpt_path best")]
         if self.trainer.checkpoint_callback is not None:
             # Behind the one that keeps the best, which is the Trainer's own.
-            more.append(LastCheckpoint())
+            more += [LastCheckpoint(), StopOnInterrupt()]
         self.trainer.callbacks += more  # type: ignore[attr-defined]
 
 
@@ -311,6 +316,10 @@ def main(arguments: list[str]) -> int:
     try:
         with command_line(prepared.arguments):
             NobpCLI(prepared.recipe)
+    except SIGTERMException as stop:
+        status = int(stop.code or 0)
+        finish(exit_code=status)
+        return status
     except _SAY_ENOUGH as error:
         print(f"nobp: {error}", file=sys.stderr)
         finish(exit_code=1)

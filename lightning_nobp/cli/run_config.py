@@ -1,11 +1,8 @@
 """What a run was: its configuration, kept with it."""
 
 import json
-import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.cli.checkpoints import RUN_FILE
+from lightning_nobp.files import write_whole
 
 
 class RunConfig(SaveConfigCallback):
@@ -56,13 +54,3 @@ class RunConfig(SaveConfigCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to take back: a logger needs the id before (:func:`~lightning_nobp.cli.wandb_run.describe`)."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.chmod(part, 0o644)
-    os.replace(part, path)

@@ -7,9 +7,10 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import WandbLogger
+
+from lightning_nobp.checkpoints import load_checkpoint
 
 _ELSEWHERE = {
     "name": ("WANDB_NAME", "WANDB_SWEEP_ID"),  # W&B numbers the runs of a sweep
@@ -78,6 +79,6 @@ def _run_of(checkpoint: str | None, weights_only: bool) -> str | None:
     """The id of the W&B run that a checkpoint is of."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return None
-    content = torch.load(checkpoint, weights_only=weights_only, map_location="cpu", mmap=True)
+    content = load_checkpoint(checkpoint, weights_only=weights_only)
     ids = (state.get("wandb_id") for state in content.get("callbacks", {}).values() if isinstance(state, dict))
     return next((run_id for run_id in ids if run_id), None)

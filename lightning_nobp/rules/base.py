@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
@@ -442,21 +443,30 @@ class LearningRule(LightningModule):
             generator.load_state_dict(random_state.get("own", {}).get(name, {}), self.device)
 
     def on_train_start(self) -> None:
-        """Refuse loaders of other lengths on other ranks, and make up for the end of an epoch that was missed.
+        """Refuse loaders of other lengths on other ranks, and make up for what followed the batch of a stop.
 
-        A run may have been stopped between an epoch's last batch and its end.
+        A run may have been stopped between a batch and its validation or its epoch's end.
         """
         check_lengths_agree(self.trainer)
-        if self._ended_epochs >= self.current_epoch:
-            return
-        # Lightning counts such an epoch as complete and goes on with the next, without its validation.
-        if self.trainer.fit_loop.epoch_loop._should_check_val_epoch():
+        has_ended = self._ended_epochs < self.current_epoch
+        loop = self.trainer.fit_loop.epoch_loop
+        # Lightning counts what was due after the batch as done, and goes on with the next.
+        if loop._should_check_val_epoch() if has_ended else self._validation_is_due():
             self.trainer.validating = True
-            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            loop.val_loop.run()
             self.trainer.training = True
-        self._is_late = True
-        self.on_train_epoch_end()
-        self._is_late = False
+        if has_ended:
+            self._is_late = True
+            self.on_train_epoch_end()
+            self._is_late = False
+
+    def _validation_is_due(self) -> bool:
+        """Whether the run was stopped between a batch within an epoch and the validation after it."""
+        fit_loop = self.trainer.fit_loop
+        loop = fit_loop.epoch_loop
+        if not loop.restarted_on_train_batch_end or loop.batch_progress.is_last_batch:
+            return False
+        return loop._should_check_val_fx(cast(_DataFetcher, fit_loop._data_fetcher))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that shapes the future, and plain constructor arguments."""

@@ -68,7 +68,7 @@ def test_nothing_is_left_to_be_filled_in(page):
     assert re.findall(r"@[A-Z]+@|TODO|FIXME", page.read_text()) == []
 
 
-@pytest.mark.parametrize("package", ["callbacks", "datamodules", "metrics", "nn", "rules"])
+@pytest.mark.parametrize("package", ["callbacks", "checkpoints", "datamodules", "metrics", "nn", "rules"])
 def test_every_public_class_and_function_has_a_docstring_and_a_place_in_the_reference(package):
     module = importlib.import_module(f"lightning_nobp.{package}")
     # Names of types and tables are told of where they are used.
@@ -101,6 +101,11 @@ def test_the_leaderboard_is_what_the_results_files_say():
     pictures = re.findall(r"\]\((leaderboard/[\w/]+\.png)\)", (ROOT / "docs" / "leaderboard.md").read_text())
     assert len(pictures) == 6
     assert [p for p in pictures if not (ROOT / "docs" / p).is_file()] == []
+
+
+def test_the_page_of_reliability_is_what_was_counted():
+    page = runpy.run_path(str(ROOT / "docs" / "make_reliability.py"))["page"]()
+    assert (ROOT / "docs" / "reliability.md").read_text() == page
 
 
 @pytest.mark.parametrize("page", RULES, ids=name)

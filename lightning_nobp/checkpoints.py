@@ -1,0 +1,115 @@
+"""Checkpoints on the disk: written whole, and refused where they are damaged or hold code."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lightning_nobp.files import write_whole
+
+_INSTEAD = "--ckpt_path last-good takes the newest checkpoint that can be read"
+
+
+class DamagedCheckpointError(ValueError):
+    """A file is no complete checkpoint; the message says which, and what is wrong with it."""
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """A plugin of the Trainer by which a checkpoint is on the disk as a whole, or not at all.
+
+    A file is written beside its name, flushed to the disk and renamed; Lightning's own writer does not flush, and
+    copies from the temporary folder. A file is read only if all its checksums hold, which torch does not look at. The
+    command line uses it; elsewhere write ``Trainer(plugins=[DurableCheckpointIO()])``.
+
+    Checkpoints at addresses (``s3://...``) are left to Lightning.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: It cannot be written: the one that had that name is still there.
+        """
+        if _is_remote(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getbuffer())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DamagedCheckpointError: It is damaged, no checkpoint, or holds code and ``weights_only`` is not False.
+        """
+        if _is_remote(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        return load_checkpoint(path, map_location, weights_only is not False)
+
+
+def load_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint that is whole.
+
+    Args:
+        path: The file.
+        map_location: See :func:`torch.load`.
+        weights_only: Whether to refuse a file that holds more than tensors and plain values. Whoever loads such a file
+            runs the code in it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedCheckpointError: It is damaged, no checkpoint, or holds what ``weights_only`` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    _check_sums(path)
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise DamagedCheckpointError(_refusal(path, error)) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path} is no checkpoint that torch can read: {_first_line(error)}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise DamagedCheckpointError(f"{path} is no checkpoint of a training: it has no 'state_dict'")
+    return content
+
+
+def _check_sums(path: Path) -> None:
+    """Every checksum in the file, which torch itself does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError, RuntimeError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({error}). {_INSTEAD}") from error
+    if wrong is not None:
+        raise DamagedCheckpointError(f"{path} is damaged: the checksum of {wrong} is wrong. {_INSTEAD}")
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why safe loading refuses a file: torch says it in a page."""
+    found = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
+    what = found[0].removeprefix("WeightsUnpickler error: ") if found else _first_line(error)
+    return (
+        f"{path} holds more than tensors and plain values ({what}). It is refused: loading it could run any code. "
+        "If you trust its author: weights_only=False, on the command line --weights_only=false"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is_remote(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+__all__ = ["DamagedCheckpointError", "DurableCheckpointIO", "load_checkpoint"]
