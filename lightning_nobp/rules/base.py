@@ -449,6 +449,8 @@ class LearningRule(LightningModule):
         """
         check_lengths_agree(self.trainer)
         has_ended = self._ended_epochs < self.current_epoch
+        if has_ended:
+            self._leave_ended_epoch()
         loop = self.trainer.fit_loop.epoch_loop
         # Lightning counts what was due after the batch as done, and goes on with the next.
         if loop._should_check_val_epoch() if has_ended else self._validation_is_due():
@@ -459,6 +461,20 @@ class LearningRule(LightningModule):
             self._is_late = True
             self.on_train_epoch_end()
             self._is_late = False
+
+    def _leave_ended_epoch(self) -> None:
+        """Let the loops begin the next epoch.
+
+        Lightning would go on as if within the one that ended: callbacks would not hear of the start, and the counts in
+        the next checkpoints would make another resumed run repeat an epoch.
+        """
+        fit_loop = self.trainer.fit_loop
+        loop = fit_loop.epoch_loop
+        if loop.restarted_on_train_batch_end:
+            loop.batch_progress.increment_completed()
+        loop.batch_progress.reset_on_run()
+        loop.reset_restart_stage()
+        fit_loop.reset_restart_stage()
 
     def _validation_is_due(self) -> bool:
         """Whether the run was stopped between a batch within an epoch and the validation after it."""

@@ -18,7 +18,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning_nobp.checkpoints import DurableCheckpointIO
 from lightning_nobp.cli import main
 
-PHASES = ("starting", "training", "validating", "saving")
+PHASES = ("elsewhere", "training", "validating", "saving")
 _INSIDE = (
     ("training", _FitLoop, "run"),
     ("validating", _EvaluationLoop, "run"),
