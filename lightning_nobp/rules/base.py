@@ -1,6 +1,7 @@
 """The base of every learning rule: everything about a training step except the gradient itself."""
 
 import inspect
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -23,13 +24,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
+from lightning_nobp.rules.agreement import (
+    check_agreement,
+    check_configurations_agree,
+    check_epochs_end_together,
+    check_lengths_agree,
+    refuse_together,
+)
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import (
     average_gradients,
     average_over_ranks,
     check_ranks_agree,
+    from_ranks,
     gather_from_ranks,
+    world_size,
 )
 
 _STATE_KEY = "lightning_nobp"
@@ -106,6 +116,8 @@ class LearningRule(LightningModule):
         self._ended_epochs = 0
         self._monitored: dict[str, float] = {}
         self._restored: dict[str, Any] | None = None
+        self._first_step = 0
+        self._reason = ""
         self._buffers_before: list[Tensor] = []
         self._is_late = False
 
@@ -175,7 +187,9 @@ class LearningRule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One batch: gradients, and unless more batches accumulate, one step of the optimizer."""
         if batch_idx == 0:
-            self.check_batch(batch)
+            refuse_together(self.check_batch, batch)
+        if self.trainer.world_size > 1 and self.trainer.num_training_batches == math.inf:
+            check_epochs_end_together(self.trainer)
         parameters = self._moved_parameters()
         for parameter in parameters:
             parameter.grad = None
@@ -194,13 +208,16 @@ class LearningRule(LightningModule):
             if self._accumulator.batches < self.accumulate_grad_batches and not self.trainer.is_last_batch:
                 return loss
             num_samples, mean_loss = self._accumulator.release(parameters)
+        own_sum = None
         if self.trainer.world_size > 1:
+            # Behind the average it could not be told whose numbers are not finite.
+            own_sum = _sum(parameters, mean_loss)
             mean_loss = self.synchronise_gradients(num_samples, mean_loss)
-        self._step_optimizer(parameters, mean_loss)
+        self._step_optimizer(parameters, mean_loss, own_sum)
         return loss
 
-    def _step_optimizer(self, parameters: list[nn.Parameter], loss: Tensor | None) -> None:
-        finite = self._is_finite(parameters, loss)
+    def _step_optimizer(self, parameters: list[nn.Parameter], loss: Tensor | None, own_sum: Tensor | None) -> None:
+        finite = self._is_finite(parameters, loss, own_sum)
         if not finite:
             self._skip(parameters)
         optimizer = self.optimizers()
@@ -230,12 +247,8 @@ class LearningRule(LightningModule):
         optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
         return [p for group in optimizer.param_groups for p in group["params"]]
 
-    def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None) -> bool:
-        # One pass and one number: whatever is not finite spoils a sum.
-        sums = [p.grad.sum() for p in parameters if p.grad is not None]
-        if loss is not None:
-            sums.append(loss.detach().to(parameters[0].device))
-        if not sums or torch.stack(sums).sum().isfinite():
+    def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None, own_sum: Tensor | None) -> bool:
+        if _sum(parameters, loss).isfinite():
             return True
         # A sum of finite entries may overflow: only now look at each.
         culprits = [n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -245,21 +258,45 @@ class LearningRule(LightningModule):
             return True
         if self.on_nonfinite == "skip":
             return False
+        where = "" if own_sum is None else self._whose(not own_sum.isfinite())
         raise FloatingPointError(
-            f"{type(self).__name__}: not finite at step {self.trainer.global_step}: {', '.join(culprits)}. The "
+            f"{type(self).__name__}: not finite at step {self.trainer.global_step}{where}: {', '.join(culprits)}. The "
             "weights are untouched. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
             "without such steps: on_nonfinite='skip'."
         )
+
+    def _whose(self, is_ours: bool | Tensor) -> str:
+        """On which ranks numbers were not finite, and what the rule of the first says of it."""
+        reasons = gather_from_ranks(self._reason if is_ours else None)
+        culprits = [number for number, reason in enumerate(reasons) if reason is not None]
+        return from_ranks(culprits) + next((f" ({reason})" for reason in reasons if reason), "")
+
+    def give_up_batch(self, error: FloatingPointError) -> None:
+        """Go on with a loss of NaN where the step is skipped or other ranks would wait; otherwise raise.
+
+        For :meth:`compute_gradients` that finds out half way: what it returns must have the names of any other batch,
+        which ranks average. With several of them, all raise.
+        """
+        if self.on_nonfinite == "raise" and world_size() == 1:
+            raise error
+        self._reason = str(error)
 
     # Logging
 
     def _log_step(self, values: Mapping[str, Tensor], num_samples: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Logging every step costs as much as a quarter of a small network's step.
-        if every and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
-            over_ranks = average_gradients(list(values.values()), num_samples)
-            for name, value in zip(values, over_ranks, strict=True):
+        if values and every and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
+            # Together, and so of one type: ranks that exchange others crash.
+            row = torch.stack(list(values.values()))
+            [row] = average_gradients([row.to(torch.promote_types(row.dtype, torch.float32))], num_samples)
+            for name, value in zip(values, row.unbind(), strict=True):
                 self.log(f"train/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
+
+    def on_train_epoch_start(self) -> None:
+        """Look again at loaders that were built again."""
+        if self.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            check_lengths_agree(self.trainer)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, move the schedulers, and check that all ranks hold the same parameters."""
@@ -380,12 +417,15 @@ class LearningRule(LightningModule):
         """Take the run's precision before a checkpoint is restored, which would be rounded otherwise."""
         if self._trainer is not None:
             self.trainer.precision_plugin.convert_module(self)
+            # Before Lightning's own exchanges, which hang or crash on ranks that differ.
+            check_configurations_agree(self, self.trainer)
 
     def on_fit_start(self) -> None:
         """Start anew, or where the checkpoint left off, before any data is drawn."""
-        state, self._restored = self._restored, None
+        check_agreement({"the step to start from": self._first_step}, "Resume all of them from the same checkpoint.")
+        state, self._restored, self._first_step = self._restored, None, 0
         self._accumulator, self._means = GradientAccumulator(), RunningMeans()
-        self._skipped_steps, self._monitored, self._buffers_before = 0, {}, []
+        self._skipped_steps, self._monitored, self._buffers_before, self._reason = 0, {}, [], ""
         self._ended_epochs = self.current_epoch
         for generator in self.generators.values():
             generator.reset()
@@ -403,7 +443,11 @@ class LearningRule(LightningModule):
             generator.load_state_dict(random_state.get("own", {}).get(name, {}), self.device)
 
     def on_train_start(self) -> None:
-        """Make up for what follows a batch, if the run was stopped between it and its validation or epoch's end."""
+        """Refuse loaders of other lengths on other ranks, and make up for what followed the batch of a stop.
+
+        A run may have been stopped between a batch and its validation or its epoch's end.
+        """
+        check_lengths_agree(self.trainer)
         has_ended = self._ended_epochs < self.current_epoch
         if has_ended:
             self._leave_ended_epoch()
@@ -458,6 +502,7 @@ class LearningRule(LightningModule):
         """Keep what :meth:`on_save_checkpoint` added for the start of the fit that is resumed."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._restored = checkpoint.get(_STATE_KEY)
+            self._first_step = checkpoint.get("global_step", 0)
 
     def _remember_arguments(self, constructor: FrameType) -> None:
         """Fill ``self.hparams`` with what the outermost constructor was given, in plain form."""
@@ -468,6 +513,14 @@ class LearningRule(LightningModule):
         # From the command line or a checkpoint every argument is plain already, modules included.
         plain = () if "_class_path" in self.hparams else (plain_arguments(type(self), given),)
         self.save_hyperparameters(*plain, logger=False, frame=constructor)
+
+
+def _sum(parameters: list[nn.Parameter], loss: Tensor | None) -> Tensor:
+    """One number from one pass: whatever is not finite spoils it."""
+    sums = [p.grad.sum() for p in parameters if p.grad is not None]
+    if loss is not None:
+        sums.append(loss.detach().to(parameters[0].device))
+    return torch.stack(sums).sum() if sums else torch.zeros(())
 
 
 def _idle_optimizer() -> Optimizer:

@@ -119,9 +119,8 @@ class HamiltonianEcho(ClassificationRule):
         """
         try:
             return self._learn(*batch[:2])
-        except FloatingPointError:
-            if self.on_nonfinite == "raise":
-                raise
+        except FloatingPointError as error:
+            self.give_up_batch(error)
             # As many numbers as of any other batch: processes average them.
             lost = batch[0].new_full((), math.nan)
             return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})
