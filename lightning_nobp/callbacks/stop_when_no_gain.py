@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
+from lightning_nobp.typed import Typed
 
 
-class StopWhenNoGain(EarlyStopping):
+class StopWhenNoGain(Typed, EarlyStopping):
     """Stop adding layers when they no longer help on the validation set, and keep those up to the best.
 
     Args:

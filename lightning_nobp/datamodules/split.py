@@ -50,7 +50,7 @@ def check_size(size: int | float, name: str) -> None:
         ValueError: It is negative, or a fraction above 1.
     """
     # Where options are read, a whole number may arrive as a float.
-    if not size >= 0 or (size > 1 and size != int(size)):
+    if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
         raise ValueError(f"{name}={size} must be a number of samples, or a fraction from 0.0 to 1.0")
 
 

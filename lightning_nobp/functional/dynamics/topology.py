@@ -11,10 +11,13 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
+
 TOPOLOGIES = ("random", "small_world", "scale_free")
 _REWIRED = 0.1
 
 
+@explained
 def draw_links(
     topology: str,
     num_nodes: int,
@@ -56,6 +59,7 @@ def draw_links(
     return torch.where(turned | turned.T, links.T, links)
 
 
+@explained
 def draw_weights(
     links: Tensor,
     mean: float,
