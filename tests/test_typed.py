@@ -26,7 +26,7 @@ class Thing(Base):
         table: Mapping[str, float] | None = None,
         make: Callable[[int], int] = int,
         anything: Any = None,
-        late: int = None,  # type: ignore[assignment]
+        late: int | None = None,  # type: ignore[assignment]
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -94,7 +94,7 @@ def test_what_torch_stumbles_over_is_told_by_name_and_shape():
 
 
 def test_own_refusals_and_errors_of_functions_that_were_given_pass():
-    with pytest.raises(ValueError, match="^x has 3 features: quaternions"):
+    with pytest.raises(ValueError, match=r"^x has 3 features: quaternions"):
         quaternion_linear(torch.zeros(2, 3), torch.zeros(4, 1, 1))
 
     def stops(x):
@@ -104,7 +104,7 @@ def test_own_refusals_and_errors_of_functions_that_were_given_pass():
     def calls(f: Any, x: Any) -> Any:
         return f(x)
 
-    with pytest.raises(RuntimeError, match="^mine$"):
+    with pytest.raises(RuntimeError, match=r"^mine$"):
         calls(stops, 1)
 
 

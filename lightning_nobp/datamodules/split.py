@@ -1,5 +1,7 @@
 """Seeded, stratified choice of samples."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,8 @@ def num_chosen(size: int | float, total: int, name: str) -> int:
     Raises:
         ValueError: It is not between 0 and ``total``, or a fraction outside [0, 1].
     """
+    if not math.isfinite(size):
+        raise ValueError(f"{name}={size!r} must be finite")
     count = round(size * total) if isinstance(size, float) and size <= 1 else int(size)
     if not 0 <= count <= total:
         raise ValueError(

@@ -16,11 +16,14 @@ import pytest
 import torch
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
-from reliability.dynamics_cases import CASES_OF_DYNAMICS, CASES_OF_INFERENCE
+from reliability.dynamics_cases import CASES_OF_DYNAMICS
+from reliability.echo_cases import CASES_OF_ECHOES
 from reliability.fuzzing import KINDS, difference, finite, largest, mutated, tolerance, widened
+from reliability.inference_cases import CASES_OF_INFERENCE
 from reliability.quaternion_cases import CASES as CASES_OF_QUATERNIONS
+from reliability.quaternion_layer_cases import CASES_OF_LAYERS
 from reliability.refusals import outcome
-from reliability.simulation_cases import CASES_OF_ECHOES, CASES_OF_SPIKES
+from reliability.spike_cases import CASES_OF_SPIKES
 
 pytestmark = pytest.mark.reliability
 
@@ -28,7 +31,7 @@ CASES = {
     "dynamics": CASES_OF_DYNAMICS,
     "hamiltonian": CASES_OF_ECHOES,
     "network_inference": CASES_OF_INFERENCE,
-    "quaternion": CASES_OF_QUATERNIONS,
+    "quaternion": CASES_OF_QUATERNIONS | CASES_OF_LAYERS,
     "spiking": CASES_OF_SPIKES,
 }
 ALL = [(package, name) for package, cases in CASES.items() for name in cases]
@@ -66,7 +69,7 @@ def test_a_function_agrees_with_its_reference_or_refuses(package, name, count, r
     case, found = CASES[package][name], {"agreed": 0, "refused": 0, "not judged": 0}
 
     @seed(0)
-    @settings(max_examples=repetitions(150), deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=repetitions(75), deadline=None, database=None, phases=[Phase.generate])
     @given(st.sampled_from(KINDS), st.integers(0, 2**32 - 1))
     def try_one(kind, number):
         kind = "none" if kind in case.without else kind
