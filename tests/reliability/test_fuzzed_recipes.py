@@ -188,7 +188,7 @@ def test_a_damaged_recipe_runs_or_is_refused_in_a_message(damage, no_files, coun
     chance, found, faults = random.Random(damage), {"ran": 0, "refused": 0}, []
     names = recipes.recipe_names()
     small = [name for name in names if name.startswith(NEEDS_NO_FILES)]
-    for _ in range(repetitions(20)):
+    for _ in range(repetitions(12)):
         name = chance.choice(small if chance.random() < 0.5 else names)
         data = DAMAGES[damage](recipes.find(name).read_text(), chance)
         result = judged(data, no_files)
