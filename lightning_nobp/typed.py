@@ -34,7 +34,7 @@ class Typed:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check, and leave the rest to the constructor."""
-        by_place, by_name = _annotations(cls)
+        by_place, by_name = _annotations(cls)  # type: ignore[arg-type]
         given = [*zip(by_place, args, strict=False), *((by_name[n], v) for n, v in kwargs.items() if n in by_name)]
         for parameter, value in given:
             # A default needs no excuse, whatever the annotation beside it.
@@ -147,7 +147,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     for number in _numbers(value):
         if number != number:
             raise ValueError(f"{name}={_shown(value)} must be finite: NaN is no number")
-        if isinstance(number, Integral) and not -(2**63) <= number < 2**63:
+        if isinstance(number, Integral) and not -(2**63) <= int(number) < 2**63:
             raise ValueError(f"{name}={_shown(value)} does not fit into 64 bits")
 
 
