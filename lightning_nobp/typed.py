@@ -65,6 +65,8 @@ def explained(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 raise
             raise _told(f"{function.__name__} cannot work with", given, error) from error
 
+    # Compilers count how often they had to compile a piece of code anew: each function has its own.
+    call.__code__ = call.__code__.replace(co_name=function.__name__)  # type: ignore[attr-defined]
     return call
 
 
