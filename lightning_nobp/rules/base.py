@@ -41,12 +41,13 @@ from lightning_nobp.rules.synchronisation import (
     gather_from_ranks,
     world_size,
 )
+from lightning_nobp.typed import Typed
 
 _STATE_KEY = "lightning_nobp"
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
-class LearningRule(LightningModule):
+class LearningRule(Typed, LightningModule):
     """A LightningModule that writes ``p.grad`` its own way and lets an ordinary torch optimizer apply it.
 
     A subclass implements :meth:`compute_gradients`. The base does the rest of a training step: zero the gradients,
@@ -91,9 +92,6 @@ class LearningRule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self._remember_arguments(cast(FrameType, inspect.currentframe()))
-        _check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
-        _check_choice("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value"))
-        _check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         _check_positive("lr_scheduler_frequency", lr_scheduler_frequency)
         _check_positive("accumulate_grad_batches", accumulate_grad_batches)
         if gradient_clip_val is not None:
@@ -543,11 +541,6 @@ def _scalar(name: str, value: Any) -> Tensor:
         kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise TypeError(f"compute_gradients returned {kind} as {name!r}: a value to log is one number")
     return value.detach().reshape(())
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
 def _check_positive(name: str, value: float) -> None:
