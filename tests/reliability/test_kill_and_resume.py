@@ -58,7 +58,7 @@ def command(recipe: str, root: Path) -> list[str]:
 def result(recipe: str, root: Path) -> dict[str, Any]:
     """What a training leaves behind that shapes its future."""
     content = load_checkpoint(resolve("last", recipe, [root]))
-    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
     found = {name: content[name] for name in names}
     return found | {"random": content["lightning_nobp"]["random_states"]}
 
