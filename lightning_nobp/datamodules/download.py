@@ -95,4 +95,6 @@ def _time_out(seconds: float) -> Iterator[None]:
 
 
 def _failed(folder: Path, error: Exception, by_hand: str) -> OSError:
-    return OSError(f"{folder.name} could not be downloaded ({error}). {by_hand}")
+    # torchvision says it in several lines.
+    said = " ".join(str(error).split()) or type(error).__name__
+    return OSError(f"{folder.name} could not be downloaded ({said}). {by_hand}")
