@@ -3,11 +3,11 @@
 import csv
 import io
 import os
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
@@ -16,16 +16,6 @@ from lightning_nobp.files import naming, write_csv
 
 class RunLogger(CSVLogger):
     """A CSVLogger that names the file that it cannot write, in which what it wrote before stays as it was."""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
-        """Write the configuration.
-
-        Raises:
-            OSError: It cannot be written; names the file.
-        """
-        with naming(Path(self.log_dir) / ExperimentWriter.NAME_HPARAMS_FILE):
-            super().log_hyperparams(params)
 
     @property
     def experiment(self) -> Any:
@@ -36,11 +26,28 @@ class RunLogger(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's own empties the file before it writes it with new columns, and leaves a part of a row."""
+    """Lightning's own empties a file before it writes it anew, and leaves a part of a row."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self._columns: list[str] = []
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Write the configuration.
+
+        Raises:
+            OSError: It cannot be written; names the file.
+        """
+        self.hparams.update(params)
+        path = Path(self.log_dir) / self.NAME_HPARAMS_FILE
+        part = path.with_name(f".{path.name}-part")
+        with naming(path):
+            try:
+                save_hparams_to_yaml(part, self.hparams)
+                os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
 
     def save(self) -> None:
         """Add what was logged since to the file.
