@@ -3,8 +3,8 @@
 Each command works on a disk (a small one in memory) with so much room left, from none to more than enough, in pages of
 4 KiB. It either does its work, with a warning for what it can do without (pictures, decoded images), or ends
 with one line that names the file; whatever it leaves behind must be whole: checkpoints with all their checksums, tables
-without part of a row, pictures, predictions. Then there is room again, and the same command must do its work; a training
-goes on by ``--ckpt_path last-good``.
+without part of a row, pictures, predictions. Then there is room again, and the same command must do its work; a
+training goes on by ``--ckpt_path last-good``.
 
 The second table tells what commands say where a folder is read-only. The third counts downloads of every data set from
 a server on this machine that misbehaves: each must end with one error that says what to do by hand, leave nothing
