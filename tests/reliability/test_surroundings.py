@@ -217,7 +217,15 @@ def test_read_only_folders(tmp_path, monkeypatch, trained, count):
     make_image_folder(folder / "images")
     commands = {
         "data that are there": (0, train_on_images(folder / "images", tmp_path / "runs")),
-        "data to be downloaded": (1, ("fit", "--config=mnist/backprop", f"--data.root={folder / 'data'}")),
+        "data to be downloaded": (
+            1,
+            (
+                "fit",
+                "--config=mnist/backprop",
+                f"--data.root={folder / 'data'}",
+                f"--trainer.default_root_dir={tmp_path / 'runs'}",
+            ),
+        ),
         "the folder of runs": (1, ("fit", *SHORT, f"--trainer.default_root_dir={folder / 'runs'}")),
         "the current folder": (1, ("fit", *SHORT)),
         "predictions": (1, ("predict", *SHORT, f"--ckpt_path={checkpoint}", f"--predictions.path={folder / 'p.csv'}")),
