@@ -3,7 +3,8 @@
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar, Literal, cast, final
 
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
+from lightning_nobp.rules.faults import all_finite, described, learned, not_finite
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import (
@@ -147,6 +149,28 @@ class LearningRule(LightningModule):
     def check_batch(self, batch: Any) -> None:
         """Refuse a batch that the rule cannot learn from; called with the first of every epoch. By default none."""
 
+    def find_fault(self, batch: Any) -> None:
+        """Say what is wrong with a batch of which a step has failed; by default what :meth:`check_batch` refuses.
+
+        Raises:
+            TypeError: The reason.
+            ValueError: The reason.
+        """
+        self.check_batch(batch)
+
+    @contextmanager
+    def _explained(self, batch: Any) -> Iterator[None]:
+        """Where a step fails because of its batch, say so: looking at every batch beforehand would cost time."""
+        try:
+            yield
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            try:
+                self.find_fault(batch)
+            except (TypeError, ValueError) as reason:
+                raise reason from error
+            error.add_note(f"{type(self).__name__} was given a batch {described(batch)}.")
+            raise
+
     def global_loss(self, batch: Any) -> Tensor | None:
         """The loss of the whole network on ``batch``, with an autograd graph, to compare gradients with.
 
@@ -181,8 +205,10 @@ class LearningRule(LightningModule):
         skips = self.on_nonfinite == "skip"
         if skips and not self._accumulator.batches:
             self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
+        with self._explained(batch):
+            found = self.compute_gradients(batch)
         # Plain numbers come from the CPU, and are summed beside the others.
-        values = {n: _scalar(n, value).to(self.device) for n, value in self.compute_gradients(batch).items()}
+        values = {n: _scalar(n, value).to(self.device) for n, value in found.items()}
         num_samples = self.num_samples(batch)
         self._means.add(values, num_samples, only_finite=skips)
         self._log_step(values, num_samples)
@@ -230,14 +256,13 @@ class LearningRule(LightningModule):
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None) -> bool:
-        # One pass and one number: whatever is not finite spoils a sum.
-        sums = [p.grad.sum() for p in parameters if p.grad is not None]
+        values = [p.grad for p in parameters if p.grad is not None]
         if loss is not None:
-            sums.append(loss.detach().to(parameters[0].device))
-        if not sums or torch.stack(sums).sum().isfinite():
+            values.append(loss.detach().to(parameters[0].device))
+        if all_finite(values):
             return True
         # A sum of finite entries may overflow: only now look at each.
-        culprits = [n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        culprits = not_finite({n: p.grad for n, p in self.named_parameters() if p.grad is not None})
         if loss is not None and not torch.isfinite(loss):
             culprits.insert(0, "the loss")
         if not culprits:
@@ -250,6 +275,20 @@ class LearningRule(LightningModule):
             "without such steps: on_nonfinite='skip'."
         )
 
+    def _check_weights(self) -> None:
+        """Refuse to go on with, or to save, weights and running statistics that a step has spoilt.
+
+        Raises:
+            FloatingPointError: Names them.
+        """
+        culprits = not_finite(learned(self))
+        if culprits:
+            raise FloatingPointError(
+                f"{type(self).__name__}: not finite after step {self.trainer.global_step}: {', '.join(culprits)}. They "
+                "are not saved. Lower the learning rate, scale the inputs, check the data, and go on from a checkpoint "
+                "before: on the command line --ckpt_path last-good."
+            )
+
     # Logging
 
     def _log_step(self, values: Mapping[str, Tensor], num_samples: int) -> None:
@@ -261,7 +300,8 @@ class LearningRule(LightningModule):
                 self.log(f"train/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means, move the schedulers, and check that all ranks hold the same parameters."""
+        """Log the epoch's means, move the schedulers, and check that weights are finite, and the same on all ranks."""
+        self._check_weights()
         values = {f"train/{name}_epoch": value for name, value in self._means.compute().items()}
         self._means.reset()
         if self._skipped_steps:
@@ -414,8 +454,23 @@ class LearningRule(LightningModule):
         self.on_train_epoch_end()
         self._is_late = False
 
+    def on_fit_end(self) -> None:
+        """Refuse to have learned from nothing.
+
+        Raises:
+            MisconfigurationException: There was no batch to train on.
+        """
+        loop = self.trainer.fit_loop
+        if loop.max_batches == 0 and self.trainer.limit_train_batches != 0:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has not learned: the training data are empty, or drop_last=True leaves out all "
+                "of them. Give more samples, or smaller batches."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that shapes the future, and plain constructor arguments."""
+        if self._trainer is not None:
+            self._check_weights()
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(type(self), self.hparams)
         metrics = self.trainer.callback_metrics if self._trainer is not None else {}
         own = {name: generator.state_dict() for name, generator in self.generators.items()}
