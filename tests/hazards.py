@@ -356,6 +356,7 @@ class Spoil(L.Callback):
             self._remember(rule)
 
     def on_train_batch_end(self, trainer: L.Trainer, rule: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        vars(rule).pop("compute_gradients", None)
         self._remember(rule)
 
     def _spoil(self, rule: Any) -> None:

@@ -269,9 +269,11 @@ class LearningRule(LightningModule):
             return True
         if self.on_nonfinite == "skip":
             return False
+        spoilt = not_finite(learned(self))
+        but = f", but not finite themselves, so start or go on from others: {', '.join(spoilt)}" if spoilt else ""
         raise FloatingPointError(
             f"{type(self).__name__}: not finite at step {self.trainer.global_step}: {', '.join(culprits)}. The "
-            "weights are untouched. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
+            f"weights are untouched{but}. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
             "without such steps: on_nonfinite='skip'."
         )
 
@@ -302,6 +304,9 @@ class LearningRule(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, move the schedulers, and check that weights are finite, and the same on all ranks."""
         self._check_weights()
+        if not self._is_late:
+            # With max_epochs=-1 an iterable without batches would be asked for them for ever.
+            self._refuse_nothing(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         values = {f"train/{name}_epoch": value for name, value in self._means.compute().items()}
         self._means.reset()
         if self._skipped_steps:
@@ -455,13 +460,12 @@ class LearningRule(LightningModule):
         self._is_late = False
 
     def on_fit_end(self) -> None:
-        """Refuse to have learned from nothing.
+        """Refuse to have learned from nothing: of a loader without batches Lightning starts no epoch."""
+        if self.trainer.limit_train_batches != 0:
+            self._refuse_nothing(self.trainer.fit_loop.max_batches)
 
-        Raises:
-            MisconfigurationException: There was no batch to train on.
-        """
-        loop = self.trainer.fit_loop
-        if loop.max_batches == 0 and self.trainer.limit_train_batches != 0:
+    def _refuse_nothing(self, batches: float) -> None:
+        if not batches:
             raise MisconfigurationException(
                 f"{type(self).__name__} has not learned: the training data are empty, or drop_last=True leaves out all "
                 "of them. Give more samples, or smaller batches."

@@ -4,6 +4,7 @@ The long form is ``tests/reliability/test_numbers.py``.
 """
 
 import math
+import re
 from functools import partial
 
 import lightning as L
@@ -13,7 +14,7 @@ from hazards import HAZARDS, TRAININGS, evaluate, train
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import backprop, blobs, loader, trainer
 
 from lightning_nobp import rules
@@ -126,6 +127,16 @@ def test_weights_that_a_step_has_spoilt_are_refused_at_the_end_of_the_epoch(tmp_
         trainer(tmp_path, callbacks=[Overflow()]).fit(rule, loader())
 
 
+@pytest.mark.parametrize(
+    ("hazard", "spoilt"), [("nan in a weight", r"network\.\d+\.weight"), ("nan in an input", r"network\.1\.running_mean")]
+)
+def test_a_refused_step_names_weights_and_statistics_that_are_spoilt_already(tmp_path, hazard, spoilt):
+    said = train("Backprop, batch norm", hazard, tmp_path)
+    assert re.search(
+        rf"weights are untouched, but not finite themselves, so start or go on from others: .*{spoilt}", said
+    )
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     class Overflow(L.Callback):
         def on_train_batch_end(self, trainer, rule, outputs, batch, batch_idx):
@@ -151,6 +162,16 @@ def test_running_statistics_that_overflow_are_refused(tmp_path):
 def test_training_on_nothing_is_refused(tmp_path, options):
     with pytest.raises(MisconfigurationException, match="has not learned: the training data are empty, or drop_last"):
         trainer(tmp_path).fit(backprop(), loader(**options))
+
+
+@pytest.mark.parametrize("max_epochs", [2, -1])
+def test_an_iterable_without_batches_is_refused(tmp_path, max_epochs):
+    class Nothing(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    with pytest.raises(MisconfigurationException, match="has not learned: the training data are empty"):
+        trainer(tmp_path, max_epochs=max_epochs).fit(backprop(), DataLoader(Nothing(), 16))
 
 
 def test_no_training_batches_may_be_asked_for(tmp_path):
