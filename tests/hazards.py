@@ -233,7 +233,8 @@ class Hazard:
 
 def _put(part: int, value: float) -> Callable[[Data], Data]:
     def spoil(data: Data) -> Data:
-        data[part][WRONG].view(-1)[0] = value
+        # The last: some networks write labels over the first.
+        data[part][WRONG].view(-1)[-1] = value
         return data
 
     return spoil
