@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hazards import HAZARDS, SKIPPED, TRAININGS, Training, evaluate, train, value_of
+from every_rule import TRAININGS, Training
+from hazards import HAZARDS, SKIPPED, evaluate, train, value_of
 
 pytestmark = pytest.mark.reliability
 

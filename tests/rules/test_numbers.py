@@ -10,7 +10,8 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
-from hazards import HAZARDS, TRAININGS, evaluate, train
+from every_rule import TRAININGS
+from hazards import HAZARDS, evaluate, train
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
@@ -128,7 +129,8 @@ def test_weights_that_a_step_has_spoilt_are_refused_at_the_end_of_the_epoch(tmp_
 
 
 @pytest.mark.parametrize(
-    ("hazard", "spoilt"), [("nan in a weight", r"network\.\d+\.weight"), ("nan in an input", r"network\.1\.running_mean")]
+    ("hazard", "spoilt"),
+    [("nan in a weight", r"network\.\d+\.weight"), ("nan in an input", r"network\.1\.running_mean")],
 )
 def test_a_refused_step_names_weights_and_statistics_that_are_spoilt_already(tmp_path, hazard, spoilt):
     said = train("Backprop, batch norm", hazard, tmp_path)
