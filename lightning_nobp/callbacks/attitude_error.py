@@ -9,9 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_nobp.functional.quaternion import rotation_angle, unpack
 from lightning_nobp.rules.synchronisation import sum_over_ranks
+from lightning_nobp.typed import Typed
 
 
-class AttitudeError(Callback):
+class AttitudeError(Typed, Callback):
     """Log the mean angle in degrees between predicted and true orientations.
 
     Logged are ``val/angle``, and of the test set ``test/angle_known_frames`` and ``test/angle_any_frame``: samples

@@ -3,8 +3,10 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from lightning_nobp.typed import Typed
 
-class BestInSummary(Callback):
+
+class BestInSummary(Typed, Callback):
     """Keep what the best checkpoint reached in the summary of a W&B run, as ``best/val/accuracy``.
 
     The summary of a run has the last value of everything else. The name is that of the value that the first

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lightning_nobp.callbacks.figures import log_figure
 from lightning_nobp.rules.synchronisation import sum_over_ranks
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class ColourGrid(Callback):
+class ColourGrid(Typed, Callback):
     """Log PSNR and chroma of reproduced test images, and draw some of them.
 
     Logged are ``test/psnr`` in decibels, ``-10 log10`` of the mean squared error of the whole test set;

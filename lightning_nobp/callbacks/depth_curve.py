@@ -8,6 +8,7 @@ from lightning_nobp.callbacks.figures import log_figure
 from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.callbacks.run_folder import write_csv
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ Point = dict[str, float]
 """``depth``, ``residual``, and where there are any ``train/accuracy``, ``val/accuracy``, ``val/loss``."""
 
 
-class DepthCurve(Callback):
+class DepthCurve(Typed, Callback):
     """Accuracy and mean squared residual by depth: a figure ``depth``, and ``depth.csv`` in the run's folder.
 
     The residual is that of the training data after the layer; the training accuracy is measured on the way to the next

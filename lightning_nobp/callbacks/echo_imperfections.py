@@ -9,9 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_nobp.functional.hamiltonian import Imperfections
 from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer
 from lightning_nobp.rules.random_state import RankGenerator
+from lightning_nobp.typed import Typed
 
 
-class EchoImperfections(Callback):
+class EchoImperfections(Typed, Callback):
     r"""Let the simulations of a :class:`~lightning_nobp.rules.HamiltonianEcho` run as those of a real apparatus do.
 
     It is there in training, validation and test alike, and gone after them. What

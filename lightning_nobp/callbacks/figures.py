@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.rules.synchronisation import sum_over_ranks
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, tuple[Tensor, Tens
         histogram_figure(histograms).savefig(_file(trainer, "histograms"), dpi=120)
 
 
-class LogFigures(Callback):
+class LogFigures(Typed, Callback):
     """Confusion matrix of the validation set, and histograms of weights and gradients.
 
     Gradients are those that the rule wrote, before clipping. ``wandb.watch`` sees only gradients that autograd made.

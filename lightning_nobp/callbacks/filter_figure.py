@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from lightning_nobp.callbacks.figures import log_figure
 from lightning_nobp.nn.pcanet import PCAConv2d
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class FilterFigure(Callback):
+class FilterFigure(Typed, Callback):
     """Draw the filters of the first convolutions at the end of a fit, as ``filters/<number>``.
 
     Filters on one or three channels are drawn as images, others by their first channels, a row each.

@@ -9,11 +9,12 @@ from rich.table import Table
 
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.rules.closed_form import ClosedFormRule
+from lightning_nobp.typed import Typed
 
 _OF_NETWORKS = {"link AUROC": "val/link_auroc", "weight error": "val/weight_error"}
 
 
-class FitSummary(Callback):
+class FitSummary(Typed, Callback):
     """Print a compact table at the end of fit.
 
     Args:

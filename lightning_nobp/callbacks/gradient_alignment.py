@@ -13,12 +13,13 @@ from lightning_nobp.functional.alignment import gradient_alignment
 from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.random_state import collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import average_gradients
+from lightning_nobp.typed import Typed
 
 _Pending = tuple[Any, dict[str, Any], list[Tensor]]
 """A batch, the random state and the buffers from which its gradient was computed."""
 
 
-class GradientAlignment(Callback):
+class GradientAlignment(Typed, Callback):
     """Log cosine and norm ratio between the gradient that the rule wrote and backpropagation's.
 
     Backpropagation's gradient is that of ``rule.global_loss`` on the same batches, from the same random state: a

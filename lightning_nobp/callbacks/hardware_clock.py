@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_nobp.callbacks.figures import log_figure
 from lightning_nobp.callbacks.run_folder import write_csv
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ Point = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Platform:
+class Platform(Typed):
     r"""What one thing takes on a platform, in seconds.
 
     Args:
@@ -83,7 +84,7 @@ class CostCounter(Protocol):
         """Number of perturbed parameters."""
 
 
-class HardwareClock(Callback):
+class HardwareClock(Typed, Callback):
     r"""Turn what a rule counts into seconds on a platform.
 
     .. math::

@@ -12,9 +12,10 @@ from lightning_nobp.callbacks.noisy_readout import CostReader, NoisyReadout
 from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.rules.backprop import Backprop
 from lightning_nobp.rules.closed_form import ClosedFormRule
+from lightning_nobp.typed import Typed
 
 
-class HardwareNoise(Callback):
+class HardwareNoise(Typed, Callback):
     r"""Train as on a device whose read-outs, weights and units are imperfect; everything is off by default.
 
     Weights and units are those of any LightningModule. What the optimizers change is distorted after each of their

@@ -35,9 +35,24 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what was trained when SIGTERM came; other errors strike within a step, from where nothing resumes."""
-        if isinstance(exception, SIGTERMException) and trainer.fit_loop.epoch_loop.batch_progress.total.completed:
-            self._save_now(trainer)
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        if not (isinstance(exception, SIGTERMException) and batches):
+            return
+        if trainer.validating:
+            _stand_before_validation(trainer)
+        self._save_now(trainer)
 
     def _save_now(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _stand_before_validation(trainer: Trainer) -> None:
+    """Let the loops stand where the batch before the validation ended: metrics of half a validation are not kept."""
+    batch, evaluated = trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for count in (batch.total, batch.current):
+        # The last thing that Lightning does after a batch.
+        count.completed -= 1
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(evaluated.total, name, getattr(evaluated.total, name) - getattr(evaluated.current, name))
+    evaluated.reset_on_run()

@@ -11,9 +11,10 @@ from lightning_nobp.callbacks.layer_goodness import is_due
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
 from lightning_nobp.rules.forward_forward import ForwardForward
 from lightning_nobp.rules.synchronisation import sum_over_ranks
+from lightning_nobp.typed import Typed
 
 
-class LayerAccuracy(Callback):
+class LayerAccuracy(Typed, Callback):
     """Log the validation accuracy of each layer's goodness alone, and of sums over the first layers.
 
     Logged are, for the layer of number n from 0, ``layer_accuracy/n``, and ``prefix_accuracy/n`` of the layers 0 to n.

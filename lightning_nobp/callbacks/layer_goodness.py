@@ -12,12 +12,13 @@ from lightning_nobp.nn.forward_forward import LayerPass
 from lightning_nobp.rules.forward_forward import ForwardForward
 from lightning_nobp.rules.random_state import RankGenerator
 from lightning_nobp.rules.synchronisation import gather_from_ranks, sum_over_ranks
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class LayerGoodness(Callback):
+class LayerGoodness(Typed, Callback):
     """Log each layer's goodness for positives and negatives of the validation set.
 
     Logged are, for the layer of number n from 0, ``goodness/n/positive`` and ``goodness/n/negative`` (means),

@@ -11,9 +11,10 @@ from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.nn.residual_compensation import ResCNet
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
+from lightning_nobp.typed import Typed
 
 
-class LayerwiseCheckpoint(Callback):
+class LayerwiseCheckpoint(Typed, Callback):
     """Write each layer once, when it is solved, to ``layer_0001.pt``, ``layer_0002.pt``, ...
 
     A checkpoint of the whole network after every layer of hundreds would write each layer hundreds of times.

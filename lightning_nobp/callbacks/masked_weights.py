@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_nobp.nn.sparse import SparseLayer
+from lightning_nobp.typed import Typed
 
 
-class MaskedWeight(ABC):
+class MaskedWeight(Typed, ABC):
     """What a mask needs to know of a weight, and what it does to it."""
 
     parameter: nn.Parameter

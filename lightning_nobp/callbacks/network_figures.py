@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_nobp.callbacks.figures import log_figure
 from lightning_nobp.datamodules.series import SeriesDataModule
 from lightning_nobp.rules.network_rule import NetworkRule, free_run
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _MOST_NAMES = 24
 
 
-class NetworkFigures(Callback):
+class NetworkFigures(Typed, Callback):
     """Draw couplings, free runs and errors of a rule that finds networks.
 
     ``val/couplings``: the couplings that were found, beside the true ones if the data module knows them, and one

@@ -20,9 +20,10 @@ from lightning_nobp.functional.network_inference import (
 from lightning_nobp.rules.dynamical import DynamicalNetworkBackprop
 from lightning_nobp.rules.network_rule import NetworkRule
 from lightning_nobp.rules.network_solution import add_windows, empty_sums
+from lightning_nobp.typed import Typed
 
 
-class NetworkWriter(Callback):
+class NetworkWriter(Typed, Callback):
     """Write the couplings that were found into the run's folder, once training is over.
 
     ``links.csv`` has a row a coupling, ``source, target, weight, standard_error``, the strongest first;

@@ -16,12 +16,13 @@ from torch import Tensor
 from lightning_nobp.callbacks.run_folder import run_folder
 from lightning_nobp.datamodules.sampler import EpochBatchSampler
 from lightning_nobp.rules.synchronisation import gather_from_ranks
+from lightning_nobp.typed import Typed
 
 MOST_OUTPUTS = 1000
 """Of one sample that still make a table."""
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Typed, BasePredictionWriter):
     """Write what ``trainer.predict`` finds: one row a sample, in the order of the data set.
 
     Columns: ``index`` (the sample's number in the data set; left out, with a warning, where several processes share

@@ -9,9 +9,10 @@ from torch import Tensor
 from lightning_nobp.callbacks.gradient_alignment import log_now
 from lightning_nobp.functional.hamiltonian import State
 from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer
+from lightning_nobp.typed import Typed
 
 
-class ReversalMonitor(Callback):
+class ReversalMonitor(Typed, Callback):
     """Log how well the simulations of a network can be reversed, and whether their time steps are short enough.
 
     Logged are, for the layer where it is largest, ``heb/reversal_error``, how far from its start a sample of the batch

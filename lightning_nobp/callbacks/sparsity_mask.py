@@ -25,13 +25,14 @@ from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.nn.sparsify import SparsityDistribution, as_patterns, choose_masks, match_names
 from lightning_nobp.rules.base import LearningRule
 from lightning_nobp.rules.closed_form import ClosedFormRule
+from lightning_nobp.typed import Typed
 
 Method = Literal["one_shot", "gradual", "random", "gradient", "set", "rigl", "n_m", "fixed"]
 
 _EXCHANGING = ("set", "rigl")
 
 
-class SparsityMask(Callback):
+class SparsityMask(Typed, Callback):
     r"""Keep weights at zero, and choose which ones, in any LightningModule.
 
     The masks belong to the weights, of two dimensions or more, of the layers that ``include`` and ``exclude`` choose.

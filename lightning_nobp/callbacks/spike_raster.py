@@ -8,12 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_nobp.callbacks.figures import log_figure
+from lightning_nobp.typed import Typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SpikeRaster(Callback):
+class SpikeRaster(Typed, Callback):
     """Draw when the neurons of each layer spike for a validation sample, as ``val/spikes``.
 
     It goes with :class:`~lightning_nobp.rules.SpikeTimingBackprop`, which hands on the spikes. The output neuron of the

@@ -1,7 +1,7 @@
 """Stop a network's growth where it no longer helps."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
+from lightning_nobp.typed import Typed
 
 
-class StopWhenNoGain(EarlyStopping):
+class StopWhenNoGain(Typed, EarlyStopping):
     """Stop adding layers when they no longer help on the validation set, and keep those up to the best.
 
     Args:
@@ -25,7 +26,9 @@ class StopWhenNoGain(EarlyStopping):
         MisconfigurationException: The module is no ResidualCompensation, or its layers are solved together.
     """
 
-    def __init__(self, monitor: str = "val/loss", mode: str = "min", min_delta: float = 0.0, patience: int = 3) -> None:
+    def __init__(
+        self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", min_delta: float = 0.0, patience: int = 3
+    ) -> None:
         # Checked after validation: a network without layers is nothing to compare with.
         options = {"min_delta": min_delta, "patience": patience, "check_on_train_epoch_end": False}
         super().__init__(monitor, mode=mode, **options)  # type: ignore[arg-type]

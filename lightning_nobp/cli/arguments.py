@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lightning_nobp.cli import recipes
 from lightning_nobp.cli.checkpoints import WORDS, resolve, resolve_in, run_of
 from lightning_nobp.cli.index import DATA_MODULES, NETWORKS, RULES
+from lightning_nobp.cli.readable import check_readable
 
 RUNS = "runs"
 """Folder of all runs, unless ``--trainer.default_root_dir`` says otherwise."""
@@ -40,6 +41,8 @@ def prepare(arguments: list[str]) -> Prepared:
     """
     split = _split(arguments)
     configs = [value for option, value in split if option in ("-c", "--config")]
+    for config in configs:
+        check_readable(recipes.find(config))
     mains = [c for c in configs if c.split("/")[0] not in recipes.EXTRAS or Path(c).is_file()]
     model = next((value for option, value in split if option == "--model"), "")
     recipe = _run_name(mains[0]) if mains else model.rpartition(".")[2] or "run"

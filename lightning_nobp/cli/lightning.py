@@ -1,6 +1,5 @@
 """``nobp fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with the rules in it."""
 
-import linecache
 import logging
 import os
 import re
@@ -45,6 +44,7 @@ from lightning_nobp.cli.rule_figures import figures, spacing
 from lightning_nobp.cli.run_config import RunConfig
 from lightning_nobp.cli.wandb_run import describe, finish
 from lightning_nobp.rules import ClassificationRule, LearningRule
+from lightning_nobp.typed import is_refusal
 
 _NOISE = (
     ".*does not have many workers.*",
@@ -325,25 +325,13 @@ def main(arguments: list[str]) -> int:
         finish(exit_code=1)
         return 1
     except (TypeError, ValueError) as error:
-        if not _is_refusal(error):
+        if not is_refusal(error):
             raise
         print(f"nobp: {error}", file=sys.stderr)
         finish(exit_code=2)
         return 2
     finish()
     return 0
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether this package raised it itself, on purpose, and not something that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    if trace is None or not module.startswith("lightning_nobp."):
-        return False
-    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-    return line.strip().startswith("raise ")
 
 
 def quieten() -> None:

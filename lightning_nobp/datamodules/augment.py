@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from lightning_nobp.typed import Typed
 
-class RandomShift(v2.Transform):  # type: ignore[misc]
+
+class RandomShift(Typed, v2.Transform):  # type: ignore[misc]
     """Move each image by up to ``pixels`` in both directions; what comes in from outside is zero.
 
     Padding by ``pixels`` and cropping at random is the same.
@@ -40,7 +42,7 @@ class RandomShift(v2.Transform):  # type: ignore[misc]
         return windows[torch.arange(batch, device=inpt.device), :, rows, columns]
 
 
-class RandomHorizontalFlip(v2.Transform):  # type: ignore[misc]
+class RandomHorizontalFlip(Typed, v2.Transform):  # type: ignore[misc]
     """Mirror each image, left to right, with probability one half."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:

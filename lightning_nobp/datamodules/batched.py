@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_nobp.datamodules.loader import Batch, BatchedDataset, ResumableLoader
 from lightning_nobp.datamodules.plain import plain
 from lightning_nobp.datamodules.sampler import BatchIndex, EpochBatchSampler
+from lightning_nobp.typed import Typed
 
 
 class TensorBatches:
@@ -31,7 +32,7 @@ class TensorBatches:
         return tuple(tensor[numbers] for tensor in self.tensors)
 
 
-class BatchedDataModule(LightningDataModule):
+class BatchedDataModule(Typed, LightningDataModule):
     """Batches of samples whose order is a function of seed and epoch, shared over processes.
 
     A subclass says which samples there are (:meth:`batches`), gets them in ``setup``, and sets ``input_shape``.

@@ -119,6 +119,8 @@ class CoupledOscillatorsDataModule(SeriesDataModule):
             if isinstance(self.topology, str)
             else torch.tensor(self.topology, dtype=torch.float64)
         )
+        if weights.dim() != 2 or weights.shape[0] != weights.shape[1]:
+            raise ValueError(f"topology of shape {tuple(weights.shape)}: give a matrix of weights (nodes, nodes)")
         check_weights(weights)
         return weights - torch.diag(weights.diagonal())
 

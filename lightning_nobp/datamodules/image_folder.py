@@ -48,9 +48,10 @@ class ImageFolderDataModule(ImageDataModule):
     ) -> None:
         super().__init__(root=root, **kwargs)
         image_size = plain(image_size)
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if height < 1 or width < 1:
-            raise ValueError(f"image_size={image_size} must be positive")
+        sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(sizes) != 2 or min(sizes) < 1:
+            raise ValueError(f"image_size={image_size} must be one positive whole number, or height and width")
+        height, width = sizes
         self.class_names = self._classes("train")
         self.num_classes = len(self.class_names)
         self.input_shape = (3, height, width)

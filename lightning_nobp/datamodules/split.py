@@ -1,5 +1,7 @@
 """Seeded, stratified choice of samples."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ def check_size(size: int | float, name: str) -> None:
         ValueError: It is negative, or a fraction above 1.
     """
     # Where options are read, a whole number may arrive as a float.
-    if not size >= 0 or (size > 1 and size != int(size)):
+    if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
         raise ValueError(f"{name}={size} must be a number of samples, or a fraction from 0.0 to 1.0")
 
 
@@ -60,6 +62,8 @@ def num_chosen(size: int | float, total: int, name: str) -> int:
     Raises:
         ValueError: It is not between 0 and ``total``, or a fraction outside [0, 1].
     """
+    if not math.isfinite(size):
+        raise ValueError(f"{name}={size!r} must be finite")
     count = round(size * total) if isinstance(size, float) and size <= 1 else int(size)
     if not 0 <= count <= total:
         raise ValueError(

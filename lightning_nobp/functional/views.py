@@ -48,5 +48,5 @@ def view_parts(name: str) -> list[str]:
     parts = name.split("+")
     for part in parts:
         if part not in _VIEWS:
-            raise ValueError(f"view {name!r}: {part!r} is not one of {', '.join(map(repr, _VIEWS))}")
+            raise ValueError(f"views={name!r}: {part!r} is not one of {', '.join(map(repr, _VIEWS))}")
     return parts

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_nobp.functional.dynamics.prediction import valid_steps
+from lightning_nobp.typed import Typed
 
 
 def link_auroc(weights: Tensor, true: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def _pairs(weights: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     return weights[others].abs().double(), true[others] != 0
 
 
-class _NetworkMetric(Metric):
+class _NetworkMetric(Typed, Metric):
     """The mean over networks of a number that compares couplings with true ones."""
 
     full_state_update = False
@@ -111,7 +112,7 @@ class WeightError(_NetworkMetric):
     of = staticmethod(weight_error)
 
 
-class ValidPredictionTime(Metric):
+class ValidPredictionTime(Typed, Metric):
     """Median time before predictions leave the truth, over starts.
 
     Args:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_nobp.typed import Typed
+
 
 def spikes_per_neuron(spikes: Tensor) -> Tensor:
     """Mean number of spikes of a neuron in a sample, of spike times ``(batch, ..., spikes)`` padded with infinity."""
@@ -27,7 +29,7 @@ def decision_time(spikes: Tensor, t_max: float) -> Tensor:
     return spikes[..., 0].flatten(1).amin(1).clamp(max=t_max).mean()
 
 
-class _Mean(Metric):
+class _Mean(Typed, Metric):
     """A mean over samples, added up in float64 over batches and processes."""
 
     full_state_update = False

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_nobp.typed import Typed
 
-class SummedMetric(Metric):
+
+class SummedMetric(Typed, Metric):
     """Float64 sums over samples, added up over batches and processes.
 
     What others have summed can be added (:meth:`merge`) or taken away (:meth:`forget`).

@@ -21,6 +21,7 @@ from lightning_nobp.functional import forward_forward as ff
 from lightning_nobp.functional.backprop import conv2d_vjp, max_pool2d_vjp
 from lightning_nobp.functional.forward_forward import GoodnessKind, NormaliseKind
 from lightning_nobp.nn.backprop import accumulate_grad
+from lightning_nobp.typed import Typed
 
 _OTHER_ACTIVATIONS = ("elu", "leaky_relu", "mish", "sigmoid", "silu")
 GROUP = 2**20
@@ -44,7 +45,7 @@ SLOPES: dict[str, Slope] = {
 """phi'(z) of the activations that have a closed form, from z and h = phi(z)."""
 
 
-class FFLayer(nn.Module):
+class FFLayer(Typed, nn.Module):
     """A layer ``h = phi(u W^T + c V^T + b)`` of normalised data u and a label's pattern c.
 
     A subclass defines the product and its weight gradient.

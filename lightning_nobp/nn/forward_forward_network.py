@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_nobp.functional import forward_forward as ff
 from lightning_nobp.nn.forward_forward import GROUP, Drive, FFConv2d, FFLayer, LayerPass
 from lightning_nobp.nn.labelled_input import LabelledInput
+from lightning_nobp.typed import Typed
 
 LARGEST_CHUNK = 64 * 2**20
 """Bytes of activity while many labels of many samples are tried."""
@@ -25,7 +26,7 @@ class _LayerSize(NamedTuple):
     """Bytes of a candidate's activity."""
 
 
-class ForwardForwardNetwork(nn.Module):
+class ForwardForwardNetwork(Typed, nn.Module):
     """Layers that learn by Forward-Forward, and the label that enters them.
 
     Args:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from lightning_nobp.functional.backprop import bias_vjp, cross_entropy, linear_vjp
 from lightning_nobp.nn.backprop import accumulate_grad
 from lightning_nobp.nn.forward_forward_network import ForwardForwardNetwork
+from lightning_nobp.typed import Typed
 
 
-class NeutralReadout(nn.Module):
+class NeutralReadout(Typed, nn.Module):
     """Class scores from the normalised activity of some layers under the neutral label.
 
     Only the classifier learns; the layers are taken as they are.

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nobp.functional.forward_forward import NormaliseKind, PatternKind, class_patterns
+from lightning_nobp.typed import Typed
 
 LabelMode = Literal["overlay", "append", "icp", "add", "none"]
 _MODES = ("overlay", "append", "icp", "add", "none")
 
 
-class LabelledInput(nn.Module):
+class LabelledInput(Typed, nn.Module):
     """An input with a label in it: ``[x ; a c(y)]``, normalised as a whole, or of planes beside a normalised image.
 
     ``c(y)`` is the pattern of class y, of length one. The *neutral* label, the mean of all patterns, stands for no

@@ -23,6 +23,7 @@ from lightning_nobp.nn.parameter_codes import (
     Shown,
 )
 from lightning_nobp.nn.sample_codes import ActivationCodes, WeightCodes
+from lightning_nobp.typed import Typed
 
 Hook = Callable[[Tensor], Tensor]
 Difference = Literal["central", "one_sided"]
@@ -50,7 +51,7 @@ class Estimate(NamedTuple):
     """Samples whose cost was read."""
 
 
-class Estimator(ABC):
+class Estimator(Typed, ABC):
     """Reads costs, and turns them into a gradient.
 
     Attributes:

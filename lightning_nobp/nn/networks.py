@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_nobp.typed import Typed
+
 NetworkFactory = Callable[[Sequence[int], int], nn.Module]
 """Called with the input shape ``(channels, height, width)`` and the number of classes."""
 
@@ -34,7 +36,7 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-class Preset(nn.Sequential):
+class Preset(Typed, nn.Sequential):
     """A sequence whose constructor takes something else than its layers."""
 
     def __getitem__(self, index: slice | int) -> Any:
@@ -138,7 +140,7 @@ class CNN(Preset):
         self.batch_norm, self.dropout = batch_norm, dropout
 
 
-class TwoClasses(nn.Module):
+class TwoClasses(Typed, nn.Module):
     """Scores of two classes from one output ``y`` between 0 and 1: ``(1 - y, y)``.
 
     The mean squared error of the scores against one-hot targets is that of the output against the class number.

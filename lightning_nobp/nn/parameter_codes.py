@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd as _Convolution
 
 from lightning_nobp.functional.perturbation import code_period, code_power, perturbation_codes
 from lightning_nobp.nn.backprop import accumulate_grad
+from lightning_nobp.typed import Typed
 
 Amplitude = float | Mapping[str, float]
 """Root mean square of a perturbation: of all parameters, or by patterns of their names (``'*.bias'``)."""
@@ -32,7 +33,7 @@ _LARGEST_CHUNK = 2**21
 """Numbers of perturbed weights or inputs that one batched pass holds: more would leave the processor's caches."""
 
 
-class ParameterCodes:
+class ParameterCodes(Typed):
     """Codes of all trainable parameters of a network, regenerated from seed and step whenever they are asked for.
 
     Args:
@@ -152,7 +153,7 @@ def _amplitude_of(name: str, patterns: Mapping[str, float], amplitude: Amplitude
     raise ValueError(f"amplitude={dict(patterns)} has no pattern for parameter {name!r}: add one, like '*': 0.004")
 
 
-class BatchedEngine:
+class BatchedEngine(Typed):
     """Many perturbations as one pass through the network, by ``torch.func``: for networks of few parameters.
 
     Args:
@@ -272,7 +273,7 @@ class ForwardModeEngine(BatchedEngine):
         return found
 
 
-class InPlaceEngine:
+class InPlaceEngine(Typed):
     """One perturbation after another, for any network: beside what inference needs, one layer's weights.
 
     A layer's parameters are exchanged for perturbed ones while it runs, and put back untouched: nothing is rounded.

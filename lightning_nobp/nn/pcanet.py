@@ -14,9 +14,10 @@ from lightning_nobp.functional.filters import FILTERS, ClassTotals, choose_filte
 from lightning_nobp.functional.patches import PatchMoments, patch_covariance
 from lightning_nobp.functional.pooling import binary_codes, block_histograms, power_norm
 from lightning_nobp.functional.ridge import LinearReadout
+from lightning_nobp.typed import Typed
 
 
-class PCAConv2d(nn.Module):
+class PCAConv2d(Typed, nn.Module):
     """A convolution at stride 1 that is fitted to sums over the patches it sees.
 
     Its bias makes every channel zero-mean over all positions of all images; with ``whiten`` the channels of principal
@@ -117,7 +118,7 @@ class PCAConv2d(nn.Module):
         return spectrum
 
 
-class Readout(nn.Module):
+class Readout(Typed, nn.Module):
     """A linear read-out ``features @ weight + bias`` in closed form; zero until it is fitted.
 
     Args:
@@ -146,7 +147,7 @@ class Readout(nn.Module):
         self.bias.copy_(shrinkage * found.bias)
 
 
-class HashingNetwork(nn.Module):
+class HashingNetwork(Typed, nn.Module):
     """The classical PCANet: two layers of principal components, signs as binary numbers, histograms, a linear read-out.
 
     The first layer's ``L1`` maps go through the second layer's ``L2`` filters one by one; the signs of the ``L2``

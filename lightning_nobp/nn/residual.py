@@ -2,8 +2,10 @@
 
 from torch import Tensor, nn
 
+from lightning_nobp.typed import Typed
 
-class Residual(nn.Module):
+
+class Residual(Typed, nn.Module):
     """``body(x) + shortcut(x)``.
 
     Args:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_nobp.functional.pooling import POOLINGS, grid_list, num_pooled_features, pooled_features
 from lightning_nobp.nn.pcanet import PCAConv2d, Readout, check_image_shape
+from lightning_nobp.typed import Typed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -26,7 +27,7 @@ Pooling = Mapping[str, int | Sequence[int]]
 """Grids by kind of pooling."""
 
 
-class CompensationLayer(nn.Module):
+class CompensationLayer(Typed, nn.Module):
     """Convolution, features, read-out, and the input of the next layer.
 
     Args:
@@ -61,7 +62,7 @@ class CompensationLayer(nn.Module):
         return self.next_input(z), self.features(z)
 
 
-class ResCNet(nn.Module):
+class ResCNet(Typed, nn.Module):
     """Layers of principal components, each with a read-out of its own; the scores are the sum of all read-outs.
 
     The network grows: only the first ``num_fitted`` layers are asked. A plain loop fits it, see the page of

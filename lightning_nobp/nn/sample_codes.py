@@ -15,6 +15,7 @@ from lightning_nobp.functional.counter_random import random_normal, random_signs
 from lightning_nobp.functional.separable import separable_conv, separable_gradient, separable_linear
 from lightning_nobp.nn.backprop import _zero_padding, accumulate_grad
 from lightning_nobp.nn.parameter_codes import Amplitude, amplitudes_of
+from lightning_nobp.typed import Typed
 
 SAMPLERS: dict[str, Callable[[int, Tensor, int, int], Tensor]] = {
     "rademacher": random_signs,
@@ -32,7 +33,7 @@ _NEXT_LAYER = 2**40
 """Numbers between the codes of one layer's activations and the next's: more than any has."""
 
 
-class SampleCodes(ABC):
+class SampleCodes(Typed, ABC):
     """Base of the passes in which every sample has codes of its own.
 
     Args:

@@ -20,6 +20,7 @@ from lightning_nobp.functional.sparse import (
     sparse_linear_vjp,
 )
 from lightning_nobp.nn.backprop import BY_AUTOGRAD, Pullback, accumulate_grad, register_vjp
+from lightning_nobp.typed import Typed
 
 _THRESHOLD = 0.5
 # Putting so few weights between zeros takes longer than any product with them.
@@ -29,7 +30,7 @@ _Dense = TypeVar("_Dense", nn.Linear, nn.Conv2d)
 _ProductVJP = Callable[..., tuple[Tensor | None, Tensor | None]]
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(Typed, nn.Module):
     """What :class:`SparseLinear` and :class:`SparseConv2d` share.
 
     The parameter ``values`` ``(nnz,)`` holds ``weight[mask]``, and its gradient and an optimizer's state are as small.

@@ -1,6 +1,7 @@
 """The base of every learning rule: everything about a training step except the gradient itself."""
 
 import inspect
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
@@ -23,21 +25,31 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
-from lightning_nobp.rules.faults import all_finite, described, learned, not_finite
+from lightning_nobp.rules.agreement import (
+    check_agreement,
+    check_configurations_agree,
+    check_epochs_end_together,
+    check_lengths_agree,
+    refuse_together,
+)
+from lightning_nobp.rules.faults import described, learned, not_finite
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import (
     average_gradients,
     average_over_ranks,
     check_ranks_agree,
+    from_ranks,
     gather_from_ranks,
+    world_size,
 )
+from lightning_nobp.typed import Typed
 
 _STATE_KEY = "lightning_nobp"
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
-class LearningRule(LightningModule):
+class LearningRule(Typed, LightningModule):
     """A LightningModule that writes ``p.grad`` its own way and lets an ordinary torch optimizer apply it.
 
     A subclass implements :meth:`compute_gradients`. The base does the rest of a training step: zero the gradients,
@@ -82,9 +94,6 @@ class LearningRule(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self._remember_arguments(cast(FrameType, inspect.currentframe()))
-        _check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
-        _check_choice("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value"))
-        _check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         _check_positive("lr_scheduler_frequency", lr_scheduler_frequency)
         _check_positive("accumulate_grad_batches", accumulate_grad_batches)
         if gradient_clip_val is not None:
@@ -107,6 +116,8 @@ class LearningRule(LightningModule):
         self._ended_epochs = 0
         self._monitored: dict[str, float] = {}
         self._restored: dict[str, Any] | None = None
+        self._first_step = 0
+        self._reason = ""
         self._buffers_before: list[Tensor] = []
         self._is_late = False
 
@@ -198,7 +209,9 @@ class LearningRule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One batch: gradients, and unless more batches accumulate, one step of the optimizer."""
         if batch_idx == 0:
-            self.check_batch(batch)
+            refuse_together(self.check_batch, batch)
+        if self.trainer.world_size > 1 and self.trainer.num_training_batches == math.inf:
+            check_epochs_end_together(self.trainer)
         parameters = self._moved_parameters()
         for parameter in parameters:
             parameter.grad = None
@@ -219,13 +232,16 @@ class LearningRule(LightningModule):
             if self._accumulator.batches < self.accumulate_grad_batches and not self.trainer.is_last_batch:
                 return loss
             num_samples, mean_loss = self._accumulator.release(parameters)
+        own_sum = None
         if self.trainer.world_size > 1:
+            # Behind the average it could not be told whose numbers are not finite.
+            own_sum = _sum(parameters, mean_loss)
             mean_loss = self.synchronise_gradients(num_samples, mean_loss)
-        self._step_optimizer(parameters, mean_loss)
+        self._step_optimizer(parameters, mean_loss, own_sum)
         return loss
 
-    def _step_optimizer(self, parameters: list[nn.Parameter], loss: Tensor | None) -> None:
-        finite = self._is_finite(parameters, loss)
+    def _step_optimizer(self, parameters: list[nn.Parameter], loss: Tensor | None, own_sum: Tensor | None) -> None:
+        finite = self._is_finite(parameters, loss, own_sum)
         if not finite:
             self._skip(parameters)
         optimizer = self.optimizers()
@@ -255,11 +271,8 @@ class LearningRule(LightningModule):
         optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
         return [p for group in optimizer.param_groups for p in group["params"]]
 
-    def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None) -> bool:
-        values = [p.grad for p in parameters if p.grad is not None]
-        if loss is not None:
-            values.append(loss.detach().to(parameters[0].device))
-        if all_finite(values):
+    def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None, own_sum: Tensor | None) -> bool:
+        if _sum(parameters, loss).isfinite():
             return True
         # A sum of finite entries may overflow: only now look at each.
         culprits = not_finite({n: p.grad for n, p in self.named_parameters() if p.grad is not None})
@@ -269,13 +282,30 @@ class LearningRule(LightningModule):
             return True
         if self.on_nonfinite == "skip":
             return False
+        where = "" if own_sum is None else self._whose(not own_sum.isfinite())
         spoilt = not_finite(learned(self))
         but = f", but not finite themselves, so start or go on from others: {', '.join(spoilt)}" if spoilt else ""
         raise FloatingPointError(
-            f"{type(self).__name__}: not finite at step {self.trainer.global_step}: {', '.join(culprits)}. The "
+            f"{type(self).__name__}: not finite at step {self.trainer.global_step}{where}: {', '.join(culprits)}. The "
             f"weights are untouched{but}. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
             "without such steps: on_nonfinite='skip'."
         )
+
+    def _whose(self, is_ours: bool | Tensor) -> str:
+        """On which ranks numbers were not finite, and what the rule of the first says of it."""
+        reasons = gather_from_ranks(self._reason if is_ours else None)
+        culprits = [number for number, reason in enumerate(reasons) if reason is not None]
+        return from_ranks(culprits) + next((f" ({reason})" for reason in reasons if reason), "")
+
+    def give_up_batch(self, error: FloatingPointError) -> None:
+        """Go on with a loss of NaN where the step is skipped or other ranks would wait; otherwise raise.
+
+        For :meth:`compute_gradients` that finds out half way: what it returns must have the names of any other batch,
+        which ranks average. With several of them, all raise.
+        """
+        if self.on_nonfinite == "raise" and world_size() == 1:
+            raise error
+        self._reason = str(error)
 
     def _check_weights(self) -> None:
         """Refuse to go on with, or to save, weights and running statistics that a step has spoilt.
@@ -296,14 +326,21 @@ class LearningRule(LightningModule):
     def _log_step(self, values: Mapping[str, Tensor], num_samples: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Logging every step costs as much as a quarter of a small network's step.
-        if every and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
-            over_ranks = average_gradients(list(values.values()), num_samples)
-            for name, value in zip(values, over_ranks, strict=True):
+        if values and every and (self.trainer.fit_loop.total_batch_idx + 1) % every == 0:
+            # Together, and so of one type: ranks that exchange others crash.
+            row = torch.stack(list(values.values()))
+            [row] = average_gradients([row.to(torch.promote_types(row.dtype, torch.float32))], num_samples)
+            for name, value in zip(values, row.unbind(), strict=True):
                 self.log(f"train/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
+
+    def on_train_epoch_start(self) -> None:
+        """Look again at loaders that were built again."""
+        if self.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            check_lengths_agree(self.trainer)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, move the schedulers, and check that weights are finite, and the same on all ranks."""
-        self._check_weights()
+        refuse_together(lambda _: self._check_weights(), None)
         if not self._is_late:
             # With max_epochs=-1 an iterable without batches would be asked for them for ever.
             self._refuse_nothing(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
@@ -424,12 +461,15 @@ class LearningRule(LightningModule):
         """Take the run's precision before a checkpoint is restored, which would be rounded otherwise."""
         if self._trainer is not None:
             self.trainer.precision_plugin.convert_module(self)
+            # Before Lightning's own exchanges, which hang or crash on ranks that differ.
+            check_configurations_agree(self, self.trainer)
 
     def on_fit_start(self) -> None:
         """Start anew, or where the checkpoint left off, before any data is drawn."""
-        state, self._restored = self._restored, None
+        check_agreement({"the step to start from": self._first_step}, "Resume all of them from the same checkpoint.")
+        state, self._restored, self._first_step = self._restored, None, 0
         self._accumulator, self._means = GradientAccumulator(), RunningMeans()
-        self._skipped_steps, self._monitored, self._buffers_before = 0, {}, []
+        self._skipped_steps, self._monitored, self._buffers_before, self._reason = 0, {}, [], ""
         self._ended_epochs = self.current_epoch
         for generator in self.generators.values():
             generator.reset()
@@ -447,17 +487,46 @@ class LearningRule(LightningModule):
             generator.load_state_dict(random_state.get("own", {}).get(name, {}), self.device)
 
     def on_train_start(self) -> None:
-        """Make up for the end of an epoch, if the run was stopped between its last batch and that."""
-        if self._ended_epochs >= self.current_epoch:
-            return
-        # Lightning counts such an epoch as complete and goes on with the next, without its validation.
-        if self.trainer.fit_loop.epoch_loop._should_check_val_epoch():
+        """Refuse loaders of other lengths on other ranks, and make up for what followed the batch of a stop.
+
+        A run may have been stopped between a batch and its validation or its epoch's end.
+        """
+        check_lengths_agree(self.trainer)
+        has_ended = self._ended_epochs < self.current_epoch
+        if has_ended:
+            self._leave_ended_epoch()
+        loop = self.trainer.fit_loop.epoch_loop
+        # Lightning counts what was due after the batch as done, and goes on with the next.
+        if loop._should_check_val_epoch() if has_ended else self._validation_is_due():
             self.trainer.validating = True
-            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            loop.val_loop.run()
             self.trainer.training = True
-        self._is_late = True
-        self.on_train_epoch_end()
-        self._is_late = False
+        if has_ended:
+            self._is_late = True
+            self.on_train_epoch_end()
+            self._is_late = False
+
+    def _leave_ended_epoch(self) -> None:
+        """Let the loops begin the next epoch.
+
+        Lightning would go on as if within the one that ended: callbacks would not hear of the start, and the counts in
+        the next checkpoints would make another resumed run repeat an epoch.
+        """
+        fit_loop = self.trainer.fit_loop
+        loop = fit_loop.epoch_loop
+        if loop.restarted_on_train_batch_end:
+            loop.batch_progress.increment_completed()
+        loop.batch_progress.reset_on_run()
+        loop.reset_restart_stage()
+        fit_loop.reset_restart_stage()
+
+    def _validation_is_due(self) -> bool:
+        """Whether the run was stopped between a batch within an epoch and the validation after it."""
+        fit_loop = self.trainer.fit_loop
+        loop = fit_loop.epoch_loop
+        if not loop.restarted_on_train_batch_end or loop.batch_progress.is_last_batch:
+            return False
+        return loop._should_check_val_fx(cast(_DataFetcher, fit_loop._data_fetcher))
 
     def on_fit_end(self) -> None:
         """Refuse to have learned from nothing: of a loader without batches Lightning starts no epoch."""
@@ -474,7 +543,7 @@ class LearningRule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that shapes the future, and plain constructor arguments."""
         if self._trainer is not None:
-            self._check_weights()
+            refuse_together(lambda _: self._check_weights(), None)
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(type(self), self.hparams)
         metrics = self.trainer.callback_metrics if self._trainer is not None else {}
         own = {name: generator.state_dict() for name, generator in self.generators.items()}
@@ -491,6 +560,7 @@ class LearningRule(LightningModule):
         """Keep what :meth:`on_save_checkpoint` added for the start of the fit that is resumed."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._restored = checkpoint.get(_STATE_KEY)
+            self._first_step = checkpoint.get("global_step", 0)
 
     def _remember_arguments(self, constructor: FrameType) -> None:
         """Fill ``self.hparams`` with what the outermost constructor was given, in plain form."""
@@ -501,6 +571,14 @@ class LearningRule(LightningModule):
         # From the command line or a checkpoint every argument is plain already, modules included.
         plain = () if "_class_path" in self.hparams else (plain_arguments(type(self), given),)
         self.save_hyperparameters(*plain, logger=False, frame=constructor)
+
+
+def _sum(parameters: list[nn.Parameter], loss: Tensor | None) -> Tensor:
+    """One number from one pass: whatever is not finite spoils it."""
+    sums = [p.grad.sum() for p in parameters if p.grad is not None]
+    if loss is not None:
+        sums.append(loss.detach().to(parameters[0].device))
+    return torch.stack(sums).sum() if sums else torch.zeros(())
 
 
 def _idle_optimizer() -> Optimizer:
@@ -523,11 +601,6 @@ def _scalar(name: str, value: Any) -> Tensor:
         kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise TypeError(f"compute_gradients returned {kind} as {name!r}: a value to log is one number")
     return value.detach().reshape(())
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
 def _check_positive(name: str, value: float) -> None:

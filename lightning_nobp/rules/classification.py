@@ -170,7 +170,9 @@ class ClassificationRule(LearningRule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Look at class numbers while they are on the CPU, where that waits for no device."""
         target = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
-        if self.classifies and _are_integers(target) and not self.trainer.predicting:
+        # The first of an epoch is refused together, so that no rank waits for another.
+        is_first = self.trainer.training and self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
+        if self.classifies and _are_integers(target) and not (is_first or self.trainer.predicting):
             self.check_labels(batch)
         return batch
 

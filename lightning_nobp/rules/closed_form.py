@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_nobp.metrics.summed import SummedMetric
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.rules.classification import ClassificationRule
-from lightning_nobp.rules.synchronisation import sum_over_ranks
+from lightning_nobp.rules.synchronisation import from_ranks, ranks_where, sum_over_ranks
 
 _STATE_KEY = "closed_form"
 
@@ -254,15 +254,17 @@ class ClosedFormRule(ClassificationRule):
     # At the door
 
     def _is_usable(self, batch: Any) -> bool:
-        """Whether all inputs are finite; what is not would spoil the sums for good."""
-        if torch.isfinite(batch[0]).all():
+        """Whether all inputs are finite, on every rank; what is not would spoil the sums for good."""
+        culprits = ranks_where(not torch.isfinite(batch[0]).all())
+        if not culprits:
             return True
         if self.on_nonfinite == "skip":
             self._skipped_steps += 1
             return False
+        step = "" if self._trainer is None else f" at step {self.trainer.global_step}"
         raise FloatingPointError(
-            f"{type(self).__name__}: inputs of a batch are not finite. The sums are untouched. Check the data, or go "
-            "on without such batches: on_nonfinite='skip'."
+            f"{type(self).__name__}: inputs of a batch are not finite{step}{from_ranks(culprits)}. The sums are "
+            "untouched. Check the data, or go on without such batches: on_nonfinite='skip'."
         )
 
     def _check_samples(self) -> None:
@@ -318,11 +320,6 @@ class ClosedFormRule(ClassificationRule):
 
     def on_fit_start(self) -> None:
         """Start anew, or with the sums of a checkpoint."""
-        if self.on_nonfinite == "skip" and self.trainer.world_size > 1:
-            raise MisconfigurationException(
-                f"on_nonfinite='skip' leaves out a batch of one process, for which the other "
-                f"{self.trainer.world_size - 1} would wait: use one process, or 'raise'"
-            )
         super().on_fit_start()
         state, self._restored_stage = self._restored_stage, None
         self.stage, self._repeats = 0, False

@@ -17,7 +17,7 @@ from lightning_nobp.nn.dynamical import DynamicalNetwork, NetworkDescent, NodeDy
 from lightning_nobp.nn.dynamical.local import field_vjp
 from lightning_nobp.rules.network_rule import NetworkRule, free_run
 from lightning_nobp.rules.network_solution import add_windows, empty_sums, solve_network
-from lightning_nobp.rules.synchronisation import is_main_rank, sum_over_ranks
+from lightning_nobp.rules.synchronisation import from_ranks, is_main_rank, ranks_where, sum_over_ranks
 
 Method = Literal["variable_projection", "alternation"]
 Phase = Literal["local", "couplings", "sums", "done"]
@@ -251,13 +251,14 @@ class DynamicalNetworkBackprop(NetworkRule):
     def _sum(self, batch: Any) -> None:
         """Add a batch to the sums, in float64."""
         windows = batch if isinstance(batch, Tensor) else batch[0]
-        if not bool(windows.isfinite().all()):
+        if culprits := ranks_where(not windows.isfinite().all()):
             if self.on_nonfinite == "skip":
                 self._skipped_steps += 1
                 return
+            step = "" if self._trainer is None else f" at step {self.trainer.global_step}"
             raise FloatingPointError(
-                f"{type(self).__name__}: windows of a batch are not finite. The sums are untouched. Check the data, or "
-                "go on without such batches: on_nonfinite='skip'."
+                f"{type(self).__name__}: windows of a batch are not finite{step}{from_ranks(culprits)}. The sums are "
+                "untouched. Check the data, or go on without such batches: on_nonfinite='skip'."
             )
         network = self.built_network()
         if self.statistics is None:

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine, check_engine
+from lightning_nobp.functional.hamiltonian.nudge import check_nudge
+from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer, EchoNudge, GradientEngine
 from lightning_nobp.nn.hamiltonian.networks import DuffingClassifier, LogCoshClassifier
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.rules.classification import ClassificationRule, accuracy, loss_of_module
@@ -78,7 +79,7 @@ class HamiltonianEcho(ClassificationRule):
             raise ValueError(
                 f"loss={loss!r} is no loss of task={task!r}: take one of {', '.join(_LOSSES[task])}, or a module"
             )
-        check_engine(gradient_engine, eta, nudge)
+        check_nudge(nudge, 1.0 if eta is None else eta)
         # Set before the base's constructor, which prepares the network with them.
         self.task, self.gradient_engine = task, gradient_engine
         self.eta, self.nudge, self.relative_eta = eta, nudge, relative_eta
@@ -119,9 +120,8 @@ class HamiltonianEcho(ClassificationRule):
         """
         try:
             return self._learn(*batch[:2])
-        except FloatingPointError:
-            if self.on_nonfinite == "raise":
-                raise
+        except FloatingPointError as error:
+            self.give_up_batch(error)
             # As many numbers as of any other batch: processes average them.
             lost = batch[0].new_full((), math.nan)
             return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})

@@ -24,7 +24,15 @@ from lightning_nobp.nn.multiplexed import (
 from lightning_nobp.nn.parameter_codes import BatchedEngine, ForwardModeEngine, InPlaceEngine, ParameterCodes
 from lightning_nobp.nn.sample_codes import SAMPLERS, ActivationCodes, WeightCodes, is_separable
 from lightning_nobp.rules.classification import ClassificationRule
-from lightning_nobp.rules.synchronisation import gather_from_ranks, gather_vectors, rank, sum_over_ranks, world_size
+from lightning_nobp.rules.synchronisation import (
+    from_ranks,
+    gather_from_ranks,
+    gather_vectors,
+    rank,
+    ranks_where,
+    sum_over_ranks,
+    world_size,
+)
 
 _STATE_KEY = "multiplexed_gradient_descent"
 _CHOICES = {
@@ -312,10 +320,13 @@ class MultiplexedGradientDescent(ClassificationRule):
             batches = turn.world * self.accumulate_grad_batches
             self._estimator.scale = self._scale(at_once * self.num_perturbations * batches)
             estimate = self._estimator.estimate(x, target, turn)
-            self._check_reading(estimate)
+            is_finite = self.on_nonfinite == "skip" or bool((estimate.coefficients.sum() + estimate.loss).isfinite())
+            counts = sum_over_ranks(torch.tensor([estimate.evaluations, len(x), int(not is_finite)])).tolist()
+            if counts[2]:
+                self._refuse_reading(is_finite)
+            self._check_amplitude(estimate)
             self._estimator.add_gradient(estimate.coefficients, turn)
         self._calls += 1
-        counts = sum_over_ranks(torch.tensor([estimate.evaluations, len(x)])).tolist()
         self.cost_evaluations += counts[0]
         self.samples_seen += counts[1]
         if turn.world == 1:
@@ -326,8 +337,8 @@ class MultiplexedGradientDescent(ClassificationRule):
             unscaled = torch.cat([estimate.coefficients / self._estimator.scale, estimate.loss.view(1)]) * len(x)
             self._pending.append((turn.call, torch.cat([unscaled, unscaled.new_tensor([len(x)])])))
             sent = len(unscaled) + 1
-        # Two counts, and the length of the vector, are whole numbers of eight bytes.
-        return {"loss": estimate.loss, "bytes_sent": torch.tensor(float(sent * estimate.loss.element_size() + 24))}
+        # Two counts, a flag, and the length of the vector, are whole numbers of eight bytes.
+        return {"loss": estimate.loss, "bytes_sent": torch.tensor(float(sent * estimate.loss.element_size() + 32))}
 
     def _build_estimator(self, x: Tensor, target: Tensor) -> Estimator:
         network = self.built_network()
@@ -399,13 +410,15 @@ class MultiplexedGradientDescent(ClassificationRule):
         scale = shrinkage(perturbations, self.num_perturbed) if self.lr_scale == "mgd" else 1.0
         return scale * self.tau_theta if self.normalisation == "sum" else scale
 
-    def _check_reading(self, estimate: Estimate) -> None:
-        if self.on_nonfinite == "raise" and not (estimate.coefficients.sum() + estimate.loss).isfinite():
-            raise FloatingPointError(
-                f"{type(self).__name__}: not finite at update {self._calls}: the cost under a perturbation. The "
-                "weights are untouched. Check the data and the amplitude, lower the learning rate, or go on without "
-                "such steps: on_nonfinite='skip'."
-            )
+    def _refuse_reading(self, is_finite: bool) -> None:
+        where = from_ranks(ranks_where(not is_finite))
+        raise FloatingPointError(
+            f"{type(self).__name__}: not finite at update {self._calls}{where}: the cost under a perturbation. The "
+            "weights are untouched. Check the data and the amplitude, lower the learning rate, or go on without such "
+            "steps: on_nonfinite='skip'."
+        )
+
+    def _check_amplitude(self, estimate: Estimate) -> None:
         # Larger amplitudes are as good as it gets, a flat start or a filter that begins is no fault of theirs.
         if self._calls or self.engine == "jvp" or self.mode == "analog" or self.difference_hooks:
             return

@@ -200,9 +200,8 @@ class SelfLearningMachine(ClassificationRule):
         try:
             with torch.no_grad():
                 return self._learn(x, target)
-        except FloatingPointError:
-            if self.on_nonfinite == "raise":
-                raise
+        except FloatingPointError as error:
+            self.give_up_batch(error)
             # As many numbers as of any other batch: processes average them.
             lost = x.new_full((), math.nan)
             return {"loss": lost} | ({"accuracy": lost} if self.classifies else {})

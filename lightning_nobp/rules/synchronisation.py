@@ -1,11 +1,35 @@
 """What ranks of a distributed run exchange; on a single process every function is the identity."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_LOST = re.compile("connection (closed|reset)|broken pipe|timed out|socket|communicator was aborted", re.IGNORECASE)
+"""What backends say of a process that is gone or does not answer."""
+
+
+@contextmanager
+def _with_others() -> Iterator[None]:
+    """Say what it means that another process is gone.
+
+    Raises:
+        RuntimeError: It has ended, or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"rank {rank()} of {world_size()} has lost another process of this run: it ended, was killed, or did not "
+            "answer within DDPStrategy(timeout=...). If it failed, its own error stands in the output; start again "
+            f"from the last checkpoint. What {dist.get_backend()} says: {error}"
+        ) from error
 
 
 def is_distributed() -> bool:
@@ -45,7 +69,8 @@ def average_over_ranks(parameters: list[nn.Parameter], num_samples: int, loss: T
     # Joined with float32 numbers, half-precision gradients are summed in float32.
     flat = torch.cat([piece.flatten() for piece in pieces] + [mean_loss, torch.ones_like(weight)]) * weight
     flat = torch.cat([flat, present])
-    dist.all_reduce(flat)
+    with _with_others():
+        dist.all_reduce(flat)
     total = flat[-len(parameters) - 1]
     start = 0
     for parameter, seen in zip(parameters, flat[-len(parameters) :].tolist(), strict=True):
@@ -73,7 +98,8 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if not is_distributed():
         return value
     total = _to_backend(value.detach().clone())
-    dist.all_reduce(total)
+    with _with_others():
+        dist.all_reduce(total)
     return total.to(value.device)
 
 
@@ -82,7 +108,8 @@ def broadcast_from_main(tensors: Iterable[Tensor]) -> None:
     if is_distributed():
         for tensor in tensors:
             shared = _to_backend(tensor.detach())
-            dist.broadcast(shared, 0)
+            with _with_others():
+                dist.broadcast(shared, 0)
             tensor.detach().copy_(shared)
 
 
@@ -91,8 +118,24 @@ def gather_from_ranks(value: Any) -> list[Any]:
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    with _with_others():
+        dist.all_gather_object(gathered, value)
     return gathered
+
+
+def ranks_where(condition: bool | Tensor) -> list[int]:
+    """The ranks on which a condition holds, the same list on every rank."""
+    return [number for number, holds in enumerate(gather_from_ranks(bool(condition))) if holds]
+
+
+def from_ranks(ranks: Sequence[int]) -> str:
+    """', from rank 1' for a message, '' where there is but one rank or none is to blame."""
+    return f", from {in_words(ranks)}" if ranks and world_size() > 1 else ""
+
+
+def in_words(ranks: Sequence[int]) -> str:
+    """'rank 1', or 'ranks 0, 2'."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def gather_vectors(vector: Tensor) -> list[Tensor]:
@@ -105,11 +148,13 @@ def gather_vectors(vector: Tensor) -> list[Tensor]:
         return [vector]
     own_size = _to_backend(torch.tensor([len(vector)]))
     sizes = [torch.empty_like(own_size) for _ in range(world_size())]
-    dist.all_gather(sizes, own_size)
+    with _with_others():
+        dist.all_gather(sizes, own_size)
     longest = max(int(size) for size in sizes)
     padded = _to_backend(torch.nn.functional.pad(vector.detach(), (0, longest - len(vector))))
     gathered = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(gathered, padded)
+    with _with_others():
+        dist.all_gather(gathered, padded)
     return [row[: int(size)].to(vector.device) for row, size in zip(gathered, sizes, strict=True)]
 
 

@@ -90,7 +90,7 @@ def test_validation_and_test_run_on_the_same_apparatus_and_nothing_stays_behind(
     ("options", "message"),
     [
         ({"noise": -1.0}, "noise=-1.0 is a standard deviation"),
-        ({"readout_noise": float("nan")}, "readout_noise=nan is a standard deviation"),
+        ({"readout_noise": float("nan")}, "readout_noise=nan must be finite"),
         ({"conjugation_error": 2.0}, "conjugation_error=2.0 must be from 0 to 1"),
         ({"damping": -0.1}, "damping=-0.1 must be at least 0"),
         ({"gain": float("inf")}, "gain=inf must be at least 0"),

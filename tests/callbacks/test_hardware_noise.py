@@ -124,7 +124,7 @@ def test_another_fit_starts_anew(tmp_path):
                 "activation_variation",
             )
         ),
-        ({"update_noise": math.nan}, "update_noise=nan must not be negative"),
+        ({"update_noise": math.nan}, "update_noise=nan must be finite"),
         ({"drift": 1.5}, "drift=1.5 is a fraction: give a number from 0 to 1"),
         ({"stuck_fraction": -0.5}, "stuck_fraction=-0.5 is a fraction: give a number from 0 to 1"),
         ({"update_rounding": "up"}, "update_rounding='up' is not one of 'nearest', 'stochastic'"),

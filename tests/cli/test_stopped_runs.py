@@ -1,5 +1,6 @@
 """Runs that were stopped, and checkpoints that a disk has spoiled."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -54,6 +55,26 @@ def test_a_signal_stops_after_the_batch_and_the_run_goes_on_as_if_never_stopped(
     assert f"saved as {path}; --ckpt_path last goes on" in stopped.err
     assert checkpoint(path)["global_step"] == step + (not validating)
     assert fit("--ckpt_path=last").status == 0
+    assert_equal_runs(
+        "whole/digits/backprop/version_0/checkpoints/last.ckpt", resolve("last", "digits/backprop", [Path("runs")])
+    )
+
+
+def validated(*runs):
+    """Rows of the validations of one training in several runs."""
+    files = [Path(run) / "metrics.csv" for run in runs]
+    rows = [row for file in files if file.exists() for row in csv.DictReader(file.open())]
+    return [(row["step"], row["val/loss"], row["val/accuracy"]) for row in rows if row.get("val/loss")]
+
+
+@pytest.mark.parametrize("step", [2, 4, 10, 12])
+def test_a_validation_that_a_signal_cuts_short_is_done_anew(fit, step):
+    often = ("--data.eval_batch_size=50", "--trainer.val_check_interval=2")
+    assert fit(*often, "--trainer.default_root_dir=whole").status == 0
+    assert fit(*often, *sending(signal.SIGTERM, step, validating=True)).status == 143
+    assert fit(*often, "--ckpt_path=last").status == 0
+    runs = [f"runs/digits/backprop/version_{number}" for number in range(2)]
+    assert validated(*runs) == validated("whole/digits/backprop/version_0")
     assert_equal_runs(
         "whole/digits/backprop/version_0/checkpoints/last.ckpt", resolve("last", "digits/backprop", [Path("runs")])
     )

@@ -194,7 +194,7 @@ def test_trains_a_rule_and_is_rebuilt_from_its_checkpoint(tmp_path):
         ({"history": 0}, "history=0 must be at least 1"),
         ({"horizon": 0}, "horizon=0 must be at least 1"),
         ({"dt": 0.0}, "dt=0.0 must be positive"),
-        ({"dt": math.nan}, "dt=nan must be positive"),
+        ({"dt": math.nan}, "dt=nan must be finite"),
         ({"inertia": (1.0, 2.0)}, r"inertia=\(1.0, 2.0\) must be three positive numbers"),
         ({"inertia": (1.0, 0.0, 2.0)}, r"inertia=\(1.0, 0.0, 2.0\) must be three positive numbers"),
         ({"noise": -0.1}, "noise=-0.1 is a standard deviation: it must be at least 0"),

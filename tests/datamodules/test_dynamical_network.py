@@ -154,7 +154,7 @@ def test_two_ranks_see_disjoint_halves():
         ({"system": "henon"}, "system='henon' is not one of 'lorenz', 'chua'"),
         ({"topology": "star"}, "topology='star' is not one of 'random', 'small_world', 'scale_free', nor a matrix"),
         ({"topology": "none.npy"}, "topology='none.npy': there is no such file"),
-        ({"topology": [[0.0, 1.0]]}, "weights of shape (1, 2): give (nodes, nodes)"),
+        ({"topology": [[0.0, 1.0]]}, "topology of shape (1, 2): give a matrix of weights (nodes, nodes)"),
         ({"num_nodes": 1}, "num_nodes=1: a network has at least two"),
         ({"density": -1.0}, "density=-1.0 must be above 0 and at most 1"),
         ({"coupling_mean": float("nan")}, "coupling_mean=nan must be finite"),

@@ -23,5 +23,5 @@ def test_views_move_and_mirror():
 
 
 def test_unknown_views_are_refused():
-    with pytest.raises(ValueError, match=r"view 'flip\+rotate': 'rotate' is not one of 'original', 'flip'"):
+    with pytest.raises(ValueError, match=r"views='flip\+rotate': 'rotate' is not one of 'original', 'flip'"):
         image_view(torch.zeros(1, 1, 2, 2), "flip+rotate")

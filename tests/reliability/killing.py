@@ -18,7 +18,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning_nobp.checkpoints import DurableCheckpointIO
 from lightning_nobp.cli import main
 
-PHASES = ("starting", "training", "validating", "saving")
+PHASES = ("elsewhere", "training", "validating", "saving")
 _INSIDE = (
     ("training", _FitLoop, "run"),
     ("validating", _EvaluationLoop, "run"),
@@ -51,7 +51,9 @@ def live(arguments: Sequence[str], log: Path, moment: Moment | None = None, sign
     if not child:
         _be_the_child(arguments, log, shared)
     struck = _strike(child, shared, moment, signum) if moment is not None else None
-    return End(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), struck)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    # A process that had ended just before is a zombie, and takes any signal.
+    return End(status, struck if signum != signal.SIGKILL or status == -signal.SIGKILL else None)
 
 
 def moments(seed: int, spread: float) -> Iterator[Moment]:

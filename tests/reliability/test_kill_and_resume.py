@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from killing import live, moments, time_limit
+from killing import PHASES, live, moments, time_limit
 
 from lightning_nobp.checkpoints import load_checkpoint
 from lightning_nobp.cli.checkpoints import resolve
@@ -58,7 +58,7 @@ def command(recipe: str, root: Path) -> list[str]:
 def result(recipe: str, root: Path) -> dict[str, Any]:
     """What a training leaves behind that shapes its future."""
     content = load_checkpoint(resolve("last", recipe, [root]))
-    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
     found = {name: content[name] for name in names}
     return found | {"random": content["lightning_nobp"]["random_states"]}
 
@@ -96,7 +96,7 @@ def test_a_training_killed_again_and_again_ends_like_one_that_was_not(
     recipe, uninterrupted, tmp_path, count, repetitions
 ):
     expected, seconds = uninterrupted
-    wanted, killed, checked, trainings = repetitions(20), {"training": 0, "validating": 0, "saving": 0}, 0, 0
+    wanted, killed, checked, trainings = repetitions(20), dict.fromkeys(PHASES, 0), 0, 0
     source = moments(seed=0, spread=seconds / 8)
     with time_limit(3600):
         # One that is over in no time may end before any signal reaches it.

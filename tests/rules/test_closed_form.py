@@ -221,15 +221,6 @@ def test_a_fit_that_ends_inside_a_stage_says_so(tmp_path):
         trainer(tmp_path, max_epochs=-1, max_steps=3).fit(rule(), loader())
 
 
-def test_skipping_is_for_one_process(tmp_path, monkeypatch):
-    run = trainer(tmp_path)
-    monkeypatch.setattr(type(run), "world_size", 2)
-    module = rule(on_nonfinite="skip")
-    module._trainer = run
-    with pytest.raises(MisconfigurationException, match="on_nonfinite='skip' leaves out a batch of one process"):
-        module.on_fit_start()
-
-
 def test_products_are_exact_and_the_setting_comes_back(tmp_path):
     seen = []
 

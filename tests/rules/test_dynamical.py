@@ -232,7 +232,7 @@ def test_batches_that_are_not_finite_spoil_no_sums():
         ({"adjoint": "none"}, "adjoint='none' is not one of 'exact', 'linearised'"),
         ({"derivative": "spline"}, "derivative='spline' is not one of 'central5', 'savgol', 'forward'"),
         ({"ridge": -1.0}, "ridge=-1.0 must be at least 0"),
-        ({"l1": float("nan")}, "l1=nan must be at least 0"),
+        ({"l1": float("nan")}, "l1=nan must be finite"),
         ({"tolerance": -1.0}, "tolerance=-1.0 must be at least 0"),
         ({"density": 0.0}, "density=0.0 must be above 0 and at most 1"),
         ({"initial_epochs": -1}, "initial_epochs=-1 must be at least 0"),

@@ -20,7 +20,7 @@ from lightning_nobp.rules import MultiplexedGradientDescent
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"perturbation": "hadamard"}, "perturbation='hadamard' is not one of 'coordinate'"),
+        ({"perturbation": "hadamard"}, "perturbation='hadamard' is not one of 'rademacher'"),
         ({"engine": "gpu"}, "engine='gpu' is not one of"),
         ({"loss": "hinge"}, "loss='hinge' is not 'cross_entropy', 'mse' or a module"),
         ({"amplitude": 0.0}, "amplitude=0.0 must be positive"),

@@ -95,7 +95,7 @@ def test_processes_send_a_few_numbers_whatever_the_number_of_parameters(monkeypa
     for width in (5, 500):
         rule = build(network=partial(MLP, hidden_dims=(width,)), engine="in_place", num_perturbations=3)
         values = rule.compute_gradients(batch())
-        assert values["bytes_sent"] == 8 * (3 + 2) + 24
+        assert values["bytes_sent"] == 8 * (3 + 2) + 32
         rule.synchronise_gradients(12, values["loss"])
     assert sent == [5, 5]
 

@@ -480,7 +480,7 @@ def test_probabilities_are_scores_cut_to_what_they_can_be():
         ({"combine": "backfit", "ridge": 0.0}, "combine='backfit' needs .* ridge > 0"),
         ({"joint_layers": 2}, "joint_layers=2 must be at least 1, and belongs to combine='joint'"),
         ({"views": []}, r"views=\[\] shows no image"),
-        ({"views": ["turn"]}, "view 'turn': 'turn' is not one of"),
+        ({"views": ["turn"]}, "views='turn': 'turn' is not one of"),
         ({"depth": 3}, "depth=3 is for the preset 'rescnet': give it to the network"),
         ({"combine": "joint", "joint_layers": 4, "num_classes": 10, "input_shape": (1, 8, 8)}, "are more than depth=3"),
     ],

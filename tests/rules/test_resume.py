@@ -57,9 +57,9 @@ def data(**kwargs):
 def run(folder, every=None, ckpt_path=None, data_arguments=None, max_epochs=4, trainer_arguments=None, **kwargs):
     """Train; keep every checkpoint. Returns the trainer."""
     saved = ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, save_last=every is None)
-    fit = trainer(
-        folder, max_epochs=max_epochs, callbacks=[saved], enable_checkpointing=True, **(trainer_arguments or {})
-    )
+    arguments = {"callbacks": []} | (trainer_arguments or {})
+    arguments["callbacks"] = [saved, *arguments["callbacks"]]
+    fit = trainer(folder, max_epochs=max_epochs, enable_checkpointing=True, **arguments)
     module = rule(**kwargs)
     if ckpt_path is not None:
         # Another state of every generator: what the checkpoint does not restore shows.
@@ -126,6 +126,55 @@ def test_validation_in_the_middle_of_an_epoch(tmp_path):
     for step in (2, 3, 9):
         [path] = (tmp_path / "whole").glob(f"*step={step}.ckpt")
         assert_equal_runs(run(tmp_path / str(step), ckpt_path=path, **settings), whole)
+
+
+class Starts(L.Callback):
+    """Counts the epochs that were told to start."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append(trainer.current_epoch)
+
+
+@pytest.mark.parametrize("steps", [(5, 10, 15), (5, 12, 15), (4, 5, 10), (10, 15, 19)])
+def test_stopped_again_and_again(tmp_path, steps):
+    whole, path = run(tmp_path / "whole", every=1, **SCHEDULERS["epoch"]), None
+    for number, step in enumerate((*steps, 20)):
+        folder = tmp_path / str(number)
+        resumed = run(folder, every=1, ckpt_path=path, **SCHEDULERS["epoch"])
+        assert_equal_runs(resumed, whole)
+        [path] = folder.glob(f"*step={step}.ckpt")
+
+
+class SaveFirstValidation(L.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_validation_end(self, trainer, pl_module):
+        if not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def test_stopped_while_a_missed_validation_is_made_up_for(tmp_path):
+    whole = run(tmp_path / "whole", every=1, **SCHEDULERS["epoch"])
+    for folder, step in (("whole", 5), ("5", 10), ("10", 15)):
+        [path] = (tmp_path / folder).glob(f"*step={step}.ckpt")
+        made_up = tmp_path / f"made_up_{step}.ckpt"
+        settings = {"trainer_arguments": {"callbacks": [SaveFirstValidation(made_up)]}}
+        run(tmp_path / "stopped", ckpt_path=path, **SCHEDULERS["epoch"], **settings)
+        assert torch.load(made_up)["global_step"] == step
+        assert_equal_runs(run(tmp_path / str(step), every=1, ckpt_path=made_up, **SCHEDULERS["epoch"]), whole)
+
+
+def test_the_epoch_after_one_that_is_made_up_for_is_told_to_start(tmp_path):
+    run(tmp_path, every=1)
+    [path] = tmp_path.glob("*step=10.ckpt")
+    starts = Starts()
+    fit = trainer(tmp_path, max_epochs=4, callbacks=[starts])
+    fit.fit(rule(), datamodule=data(), ckpt_path=path)
+    assert starts.epochs == [2, 3]
 
 
 class Solver(Noisy):

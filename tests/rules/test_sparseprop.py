@@ -175,7 +175,7 @@ def test_without_a_sparsity_the_zeros_of_the_network_are_kept():
     [
         ({"sparsity": 1.0}, ValueError, r"sparsity=1.0 is not in \[0, 1\)"),
         ({"sparsity": -0.5}, ValueError, r"sparsity=-0.5 is not in \[0, 1\)"),
-        ({"method": "best"}, ValueError, "method='best' is not one of 'magnitude', 'random'"),
+        ({"method": "best"}, ValueError, "method='best' is not one of 'random', 'magnitude'"),
         ({"distribution": "even"}, ValueError, "distribution='even' is not one of 'uniform', 'global', 'erk'"),
         ({"include": ["conv*"]}, ValueError, r"include='conv\*' matches no layer .*'1', '3', '5'"),
         ({"exclude": ["head"]}, ValueError, "exclude='head' matches no layer"),

@@ -221,7 +221,7 @@ def test_what_is_logged_is_what_the_spikes_say():
         ({"initialise": "random"}, "initialise='random' is not one of 'data', 'none'"),
         ({"gamma": -1.0}, "gamma=-1.0 must be at least 0"),
         ({"silent_penalty": INF}, "silent_penalty=inf must be at least 0, and finite"),
-        ({"spike_penalty": math.nan}, "spike_penalty=nan must be at least 0"),
+        ({"spike_penalty": math.nan}, "spike_penalty=nan must be finite"),
         ({"t_ref": 0.0}, "t_ref=0.0 must be positive"),
         ({"gain": 0.0}, "gain=0.0 must be positive"),
         ({"t_ref": 3.0}, r"t_ref=3\.0 is after the end of the window, t_max=2\.0"),

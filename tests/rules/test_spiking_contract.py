@@ -304,7 +304,7 @@ def test_spike_trains_are_learnt():
     [
         ({"target_times": (0.5, 1.0)}, r"target_times=\(0\.5, 1\.0\) have no part in loss='cross_entropy'"),
         ({"loss": "mse", "target_times": ((0.5, 0.4), 1.0)}, "two ascending trains of times"),
-        ({"loss": "mse", "target_times": (math.nan, 1.0)}, "give two times"),
+        ({"loss": "mse", "target_times": (math.nan, 1.0)}, "must be finite"),
         ({"loss": "mse", "target_times": ((0.5, 2.4), 1.0)}, r"is after the end of the window, t_max=2\.0"),
         ({"loss": "mse", "target_times": (tuple(k / 10 for k in range(1, 18)), 1.0)}, "more than the max_spikes=16"),
         ({"hidden_silent_penalty": -1.0}, "hidden_silent_penalty=-1.0 must be at least 0"),

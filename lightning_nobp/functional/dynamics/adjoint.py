@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.dynamics.network import Field, Integrator, coupling, rk4_increment, velocity
+from lightning_nobp.typed import explained
 
 Adjoint = Literal["exact", "linearised"]
 
@@ -38,9 +39,11 @@ class WindowGradient(NamedTuple):
     weights: Tensor
 
 
+@explained
 def autograd_vjp(field: Field) -> FieldVjp:
     """Any differentiable field with its pullback."""
 
+    @explained
     def run(x: Tensor) -> tuple[Tensor, Pullback]:
         y, pullback = torch.func.vjp(field, x)  # type: ignore[misc]
         return y, lambda grad: pullback(grad)[0]
@@ -48,6 +51,7 @@ def autograd_vjp(field: Field) -> FieldVjp:
     return run
 
 
+@explained
 def coupling_adjoint(
     field_vjp: FieldVjp,
     windows: Tensor,
@@ -74,6 +78,8 @@ def coupling_adjoint(
     """
     if adjoint not in get_args(Adjoint):
         raise ValueError(f"adjoint={adjoint!r} is not one of {', '.join(map(repr, get_args(Adjoint)))}")
+    if integrator not in get_args(Integrator):
+        raise ValueError(f"integrator={integrator!r} is not one of {', '.join(map(repr, get_args(Integrator)))}")
     if windows.dim() != 4 or windows.shape[1] < 2:
         raise ValueError(
             f"windows of shape {tuple(windows.shape)}: give (batch, steps + 1, nodes, components), with a step at least"

@@ -13,6 +13,8 @@ from scipy.signal import savgol_coeffs
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_nobp.typed import explained
+
 Derivative = Literal["central5", "savgol", "forward"]
 _SAVGOL_LENGTH, _SAVGOL_ORDER = 9, 4
 
@@ -24,6 +26,7 @@ class Differentiated(NamedTuple):
     velocity: Tensor
 
 
+@explained
 def differentiate(x: Tensor, dt: float, method: Derivative = "central5") -> Differentiated:
     """Values and time derivatives of a series.
 
@@ -55,8 +58,5 @@ def differentiate(x: Tensor, dt: float, method: Derivative = "central5") -> Diff
 def _filtered(x: Tensor, coefficients: np.ndarray) -> Tensor:
     kernel = torch.from_numpy(coefficients.copy()).to(x)
     series = x.movedim(1, -1)
-    return (
-        F.conv1d(series.reshape(-1, 1, series.shape[-1]), kernel.view(1, 1, -1))
-        .view(*series.shape[:-1], -1)
-        .movedim(-1, 1)
-    )
+    rows = F.conv1d(series.reshape(series.shape[:-1].numel(), 1, series.shape[-1]), kernel.view(1, 1, -1))
+    return rows.view(*series.shape[:-1], rows.shape[-1]).movedim(-1, 1)

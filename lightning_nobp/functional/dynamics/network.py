@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.dynamics.fields import FIELDS, VectorField
+from lightning_nobp.typed import explained
 
 Field = Callable[[Tensor], Tensor]
 """Time derivatives ``(..., nodes, components)`` of states of that shape."""
@@ -15,6 +16,7 @@ Field = Callable[[Tensor], Tensor]
 Integrator = Literal["rk4", "split", "euler"]
 
 
+@explained
 def coupling(x: Tensor, weights: Tensor) -> Tensor:
     """What others add to each node's first component: the sum of ``w_ij (x_j - x_i)`` over ``j``.
 
@@ -25,6 +27,7 @@ def coupling(x: Tensor, weights: Tensor) -> Tensor:
     return x @ weights.T - x * weights.sum(dim=1)
 
 
+@explained
 def velocity(field: Field, x: Tensor, weights: Tensor) -> Tensor:
     """``dx/dt`` of the network, of the shape of ``x``.
 
@@ -36,6 +39,7 @@ def velocity(field: Field, x: Tensor, weights: Tensor) -> Tensor:
     return field(x) + _in_first(coupling(x[..., 0], weights), x)
 
 
+@explained
 def rk4_increment(field: Field, x: Tensor, dt: float, first: Tensor | None = None) -> Tensor:
     """How far the classical Runge-Kutta method of fourth order goes in a step.
 
@@ -52,6 +56,7 @@ def rk4_increment(field: Field, x: Tensor, dt: float, first: Tensor | None = Non
     return dt / 6 * (first + 2 * second + 2 * third + fourth)
 
 
+@explained
 def step(field: Field, x: Tensor, weights: Tensor, dt: float, integrator: Integrator = "rk4") -> Tensor:
     """The network a time ``dt`` later.
 
@@ -63,6 +68,7 @@ def step(field: Field, x: Tensor, weights: Tensor, dt: float, integrator: Integr
         integrator: ``'rk4'``, fourth order for the whole network; ``'split'``, fourth order for the nodes, first for
             the coupling, as in the paper; ``'euler'``, first order.
     """
+    _check_integrator(integrator)
     if integrator == "rk4":
         return x + rk4_increment(lambda state: velocity(field, state, weights), x, dt)
     if integrator == "split":
@@ -70,6 +76,7 @@ def step(field: Field, x: Tensor, weights: Tensor, dt: float, integrator: Integr
     return x + dt * velocity(field, x, weights)
 
 
+@explained
 def rollout(
     field: Field,
     x: Tensor,
@@ -108,6 +115,7 @@ def rollout(
     return found
 
 
+@explained
 def simulate_network(
     system: Literal["lorenz", "chua", "fitzhugh_nagumo", "roessler"] | Field,
     weights: Tensor | np.ndarray | Sequence[Sequence[float]],
@@ -189,10 +197,15 @@ def _check_simulation(
             raise ValueError(f"{name}={value} must be at least {least}")
     if not 0 < dt < float("inf"):
         raise ValueError(f"dt={dt} must be positive, and finite")
+    _check_integrator(integrator)
+
+
+def _check_integrator(integrator: str) -> None:
     if integrator not in get_args(Integrator):
         raise ValueError(f"integrator={integrator!r} is not one of {', '.join(map(repr, get_args(Integrator)))}")
 
 
+@explained
 def check_weights(weights: Tensor) -> None:
     """Refuse what is no matrix of couplings.
 

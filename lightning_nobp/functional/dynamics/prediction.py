@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.dynamics.network import Field, Integrator, rollout
+from lightning_nobp.typed import explained
 
 
+@explained
 def valid_steps(predicted: Tensor, true: Tensor, threshold: float = 0.4) -> Tensor:
     """Steps before the root mean square error over the network exceeds a threshold, ``(batch,)``.
 
@@ -22,6 +24,7 @@ def valid_steps(predicted: Tensor, true: Tensor, threshold: float = 0.4) -> Tens
     return torch.where(failed, steps, error.shape[1]).amin(dim=1).sub(1).clamp_min(0)
 
 
+@explained
 def noisy_start(
     field: Field,
     weights: Tensor,
@@ -46,6 +49,8 @@ def noisy_start(
     Returns:
         States of the shape of ``true``.
     """
+    if true.dim() != 4:
+        raise ValueError(f"true of shape {tuple(true.shape)}: give (batch, steps + 1, nodes, components)")
     start = true[:, 0]
     error = torch.randn(start.shape, generator=generator, dtype=start.dtype) * true.flatten(0, 2).std(dim=0)
     return rollout(field, start + noise * error, weights, true.shape[1] - 1, dt, integrator=integrator).movedim(0, 1)

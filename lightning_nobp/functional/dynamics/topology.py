@@ -11,10 +11,13 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
+
 TOPOLOGIES = ("random", "small_world", "scale_free")
 _REWIRED = 0.1
 
 
+@explained
 def draw_links(
     topology: str,
     num_nodes: int,
@@ -56,6 +59,7 @@ def draw_links(
     return torch.where(turned | turned.T, links.T, links)
 
 
+@explained
 def draw_weights(
     links: Tensor,
     mean: float,
@@ -79,6 +83,8 @@ def draw_weights(
     """
     if not 0 <= std < math.inf:
         raise ValueError(f"coupling_std={std} is a standard deviation: it must be at least 0, and finite")
+    if not math.isfinite(mean):
+        raise ValueError(f"coupling_mean={mean} must be finite")
     if not 0 <= negative_fraction <= 1:
         raise ValueError(f"negative_fraction={negative_fraction} must lie between 0 and 1")
     weights = mean + std * torch.randn(links.shape, generator=generator, dtype=torch.float64)

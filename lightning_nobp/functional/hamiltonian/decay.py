@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.hamiltonian.phase_space import per_sample
+from lightning_nobp.typed import explained
 
 
+@explained
 def decay_step(start: Tensor, echo: Tensor, mass: Tensor, decay: float, kick_cutoff: float) -> Tensor:
     r"""The learning field after the decay step that ends an echo.
 

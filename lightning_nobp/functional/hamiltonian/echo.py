@@ -28,6 +28,7 @@ from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import PAIRS, NudgeMode, nudge_size
 from lightning_nobp.functional.hamiltonian.phase_space import PhaseSpace, State, added, per_sample
+from lightning_nobp.typed import explained
 
 
 class System(Protocol):
@@ -226,6 +227,7 @@ def _plus(total: Tensor | None, change: Tensor) -> Tensor:
     return change if total is None else total + change
 
 
+@explained
 def simulate(simulation: Simulation, state: State, drives: Sequence[Tensor]) -> State:
     """Run a simulation whose backward pass is its echo.
 

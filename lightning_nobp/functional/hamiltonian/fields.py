@@ -13,11 +13,13 @@ from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.leapfrog import Drive, as_drives
 from lightning_nobp.functional.hamiltonian.nudge import NudgeMode, check_nudge
 from lightning_nobp.functional.hamiltonian.phase_space import COMPLEX, State
+from lightning_nobp.typed import explained
 
 Fields = TypeVar("Fields", Tensor, tuple[Tensor, ...])
 """One complex field ``(batch, ...)``, or several."""
 
 
+@explained
 def strang(system: System, fields: Fields, u: Drive = None, *, dt: float, n_steps: int, damping: float = 0.0) -> Fields:
     """Fields a time ``n_steps * dt`` later, by half a step of linear waves, one of phases, half a step of waves.
 
@@ -46,6 +48,7 @@ def strang(system: System, fields: Fields, u: Drive = None, *, dt: float, n_step
     return end[0] if isinstance(fields, Tensor) else end
 
 
+@explained
 def field_echo(
     system: System,
     fields: Fields,
@@ -104,6 +107,7 @@ def field_echo(
     return seen[0] if isinstance(seen, Tensor) else tuple(field[0] for field in seen)
 
 
+@explained
 def field_echo_trajectory(
     system: System,
     fields: Fields,

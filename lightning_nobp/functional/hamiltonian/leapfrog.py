@@ -17,11 +17,13 @@ from lightning_nobp.functional.hamiltonian.imperfections import Imperfections
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import NudgeMode, check_nudge
 from lightning_nobp.functional.hamiltonian.phase_space import CANONICAL
+from lightning_nobp.typed import explained
 
 Drive = Tensor | Sequence[Tensor] | None
 """What acts on a system: nothing, a tensor ``(batch, ...)`` all the time, or a sequence of them, one a step."""
 
 
+@explained
 def leapfrog(
     system: System,
     q: Tensor,
@@ -70,6 +72,7 @@ def leapfrog(
     return end[0], end[1]
 
 
+@explained
 def hamiltonian_echo(
     system: System,
     q0: Tensor,
@@ -137,6 +140,7 @@ def hamiltonian_echo(
     return q[0], p[0]
 
 
+@explained
 def hamiltonian_echo_trajectory(
     system: System,
     q0: Tensor,

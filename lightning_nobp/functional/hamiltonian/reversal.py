@@ -10,8 +10,10 @@ from lightning_nobp.functional.hamiltonian.echo import Simulation, System
 from lightning_nobp.functional.hamiltonian.flows import Drives
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.phase_space import State, added, sizes
+from lightning_nobp.typed import explained
 
 
+@explained
 @torch.no_grad()
 def reversal_error(
     system: System,

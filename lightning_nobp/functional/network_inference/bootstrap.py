@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.network_inference.statistics import Statistics
+from lightning_nobp.typed import explained
 
 
+@explained
 def standard_error(
     windows: Sequence[Statistics], weights: Callable[[Statistics], Tensor], num_bootstrap: int, seed: int = 0
 ) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
+
 _WORST_CONDITION = 1e12
 # Correlation from which two nodes are said to move together.
 _ALIKE = 0.9999
@@ -12,6 +14,7 @@ _MOST_NAMED = 8
 _COARSEST = 0.3
 
 
+@explained
 def check_series(x: Sequence[Tensor], names: Sequence[str] = ()) -> None:
     """Refuse what is no series of several nodes.
 
@@ -46,6 +49,7 @@ def check_series(x: Sequence[Tensor], names: Sequence[str] = ()) -> None:
         raise ValueError(f"component {component} of node {name} never changes: leave it out, it tells nothing")
 
 
+@explained
 def check_enough(samples: int, nodes: int, terms: int, shared: bool) -> None:
     """Refuse fewer samples than unknowns.
 
@@ -60,6 +64,7 @@ def check_enough(samples: int, nodes: int, terms: int, shared: bool) -> None:
         )
 
 
+@explained
 def check_resolved(speed: Tensor, dt: float) -> None:
     """Refuse series that move too far between samples.
 
@@ -71,13 +76,14 @@ def check_resolved(speed: Tensor, dt: float) -> None:
         ValueError: Most of what happens, happens between samples.
     """
     coarsest = float(speed.max()) * dt
-    if coarsest > _COARSEST:
+    if not coarsest <= _COARSEST:
         raise ValueError(
             f"dt={dt}: from one sample to the next a node goes {coarsest:.0%} of the series' standard deviation, too "
             "far for derivatives. Sample more often, or take derivative='forward' and a degree for the map"
         )
 
 
+@explained
 def check_identifiable(
     couplings: Tensor, levels: Tensor | None = None, samples: Tensor | float = 1.0, names: Sequence[str] = ()
 ) -> None:

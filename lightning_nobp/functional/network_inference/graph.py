@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from lightning_nobp.typed import explained
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -18,6 +20,7 @@ class Link(NamedTuple):
     standard_error: float | None
 
 
+@explained
 def links(
     weights: Tensor, standard_error: Tensor | None = None, names: Sequence[str] = (), least: float = 0.0
 ) -> list[Link]:
@@ -52,6 +55,7 @@ def links(
     return sorted(found, key=lambda link: -abs(link.weight))
 
 
+@explained
 def network_graph(
     weights: Tensor, standard_error: Tensor | None = None, names: Sequence[str] = (), least: float = 0.0
 ) -> "nx.DiGraph[str]":

@@ -18,6 +18,7 @@ from lightning_nobp.functional.network_inference.checks import (
 from lightning_nobp.functional.network_inference.library import polynomial_exponents, polynomial_features
 from lightning_nobp.functional.network_inference.solve import Solution, solve
 from lightning_nobp.functional.network_inference.statistics import Statistics, statistics
+from lightning_nobp.typed import explained
 
 _CHUNK = 4096
 # Of the links that are left, so many stay when the weakest are left out.
@@ -79,6 +80,7 @@ class InferredNetwork:
         )
 
 
+@explained
 def infer_coupling(
     x: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
     dt: float,
@@ -149,6 +151,7 @@ def infer_coupling(
     return InferredNetwork(solution.weights, solution.coefficients, exponents, normalisation, error)
 
 
+@explained
 def solve_sparse(sums: Statistics, density: float | None, *, shared: bool, ridge: float) -> Solution:
     """:func:`solve` with the strongest links alone, found by leaving out the weakest step by step.
 

@@ -5,7 +5,12 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
 
+_HIGHEST = 100
+
+
+@explained
 def polynomial_exponents(components: int, degree: int) -> Tensor:
     """Exponents ``(terms, components)`` of all monomials up to a degree, the constant first.
 
@@ -17,6 +22,7 @@ def polynomial_exponents(components: int, degree: int) -> Tensor:
     return torch.tensor([[chosen.count(i) for i in range(components)] for chosen in factors])
 
 
+@explained
 def polynomial_features(x: Tensor, exponents: Tensor, degree: int | None = None) -> Tensor:
     """Values of monomials ``(..., terms)``.
 
@@ -25,8 +31,12 @@ def polynomial_features(x: Tensor, exponents: Tensor, degree: int | None = None)
         exponents: ``(terms, components)``.
         degree: The highest of them; None looks it up, which no exported graph can.
     """
+    if exponents.dtype == torch.bool or exponents.is_floating_point() or exponents.is_complex():
+        raise TypeError(f"exponents of type {exponents.dtype}: give whole numbers, int64")
     if degree is None:
-        degree = int(exponents.max())
+        low, degree = (int(e) for e in exponents.aminmax())
+        if low < 0 or degree > _HIGHEST:
+            raise ValueError(f"exponents from {low} to {degree}: give whole numbers from 0 to {_HIGHEST}")
     values = torch.ones(*x.shape[:-1], len(exponents), dtype=x.dtype, device=x.device)
     for component in range(exponents.shape[1]):
         powers = [torch.ones_like(x[..., 0])]

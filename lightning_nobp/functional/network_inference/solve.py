@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.network_inference.statistics import Statistics
+from lightning_nobp.typed import explained
 
 
 class Solution(NamedTuple):
@@ -36,6 +37,7 @@ class Solution(NamedTuple):
     coefficients: Tensor
 
 
+@explained
 def solve(sums: Statistics, *, shared: bool, ridge: float, links: Tensor | None = None) -> Solution:
     """Couplings and local motion of least squares.
 
@@ -91,6 +93,7 @@ def _least_squares(gram: Tensor, right: Tensor, shared: bool, ridge: float) -> T
     return found
 
 
+@explained
 def solve_local(sums: Statistics, weights: Tensor, *, shared: bool, ridge: float) -> Tensor:
     """Local motion ``(1 or nodes, terms, components)`` of least squares beside given couplings.
 
@@ -105,6 +108,7 @@ def solve_local(sums: Statistics, weights: Tensor, *, shared: bool, ridge: float
     return _least_squares(sums.local, moved, shared, ridge)
 
 
+@explained
 def constrained(weights: Tensor, symmetric: bool, non_negative: bool) -> Tensor:
     """The nearest couplings that are symmetric, not negative, or both.
 
@@ -113,10 +117,11 @@ def constrained(weights: Tensor, symmetric: bool, non_negative: bool) -> Tensor:
         symmetric: Whether they act both ways alike.
         non_negative: Whether none is negative.
     """
-    weights = (weights + weights.T) / 2 if symmetric else weights
+    weights = weights / 2 + weights.T / 2 if symmetric else weights
     return weights.clamp(min=0) if non_negative else weights
 
 
+@explained
 def residual(sums: Statistics, solution: Solution) -> Tensor:
     """Mean square of what a solution leaves of the velocities, over samples, nodes and components.
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -41,6 +43,7 @@ class Statistics:
         return Statistics(*(getattr(self, f.name) * times for f in fields(self)))
 
 
+@explained
 def statistics(features: Tensor, h: Tensor, velocity: Tensor) -> Statistics:
     """The sums over the samples of a series.
 

@@ -18,9 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_nobp.functional.quaternion.algebra import check_components, root, widened
+from lightning_nobp.functional.quaternion.algebra import check_components, narrow, root, widened
+from lightning_nobp.typed import explained
 
 
+@explained
 def magnitude_tanh(q: Tensor, dim: int = -1) -> Tensor:
     """``tanh(|q|) / |q| q``: lengths shrink below 1.
 
@@ -34,7 +36,7 @@ def magnitude_tanh(q: Tensor, dim: int = -1) -> Tensor:
     wide = widened(q)
     length, inverse = _length(wide, dim)
     gain = torch.where(inverse == 0, torch.ones_like(length), length.tanh() * inverse)
-    return (gain * wide).to(q.dtype)
+    return narrow(gain * wide, q)
 
 
 def magnitude_tanh_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
@@ -53,6 +55,7 @@ def magnitude_tanh_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
     return torch.addcmul(gain * g, (1 - tanh * tanh - gain) * along * inverse, wide).to(grad.dtype)
 
 
+@explained
 def cardioid(q: Tensor, dim: int = -1) -> Tensor:
     """``(1 + cos t) / 2 q``, ``cos t = a / |q|``: positive real numbers pass, negative ones vanish.
 
@@ -68,7 +71,7 @@ def cardioid(q: Tensor, dim: int = -1) -> Tensor:
     wide = widened(q)
     _, inverse = _length(wide, dim)
     cosine = wide.narrow(dim, 0, 1) * inverse
-    return ((0.5 + 0.5 * cosine) * wide).to(q.dtype)
+    return narrow((0.5 + 0.5 * cosine) * wide, q)
 
 
 def cardioid_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
@@ -88,6 +91,7 @@ def cardioid_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
     return found.to(grad.dtype)
 
 
+@explained
 def mod_relu(q: Tensor, bias: Tensor, dim: int = -1) -> Tensor:
     """``relu(|q| + b) q / |q|``; 0 stays 0, with gradient 0.
 
@@ -103,7 +107,7 @@ def mod_relu(q: Tensor, bias: Tensor, dim: int = -1) -> Tensor:
     """
     wide = widened(q)
     length, inverse = _length(wide, dim)
-    return (torch.relu(length + bias) * inverse * wide).to(q.dtype)
+    return narrow(torch.relu(length + bias) * inverse * wide, q)
 
 
 def mod_relu_vjp(grad: Tensor, q: Tensor, bias: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -130,6 +134,7 @@ def mod_relu_vjp(grad: Tensor, q: Tensor, bias: Tensor, dim: int = -1) -> tuple[
     return torch.addcmul(gain * g, (passed - gain * along) * inverse, wide).to(grad.dtype), passed
 
 
+@explained
 def norm_gate(q: Tensor, slope: Tensor, shift: Tensor, dim: int = -1) -> Tensor:
     """``tanh(a |q| + c) q``: a gate that depends on the length alone.
 
@@ -145,7 +150,7 @@ def norm_gate(q: Tensor, slope: Tensor, shift: Tensor, dim: int = -1) -> Tensor:
         ValueError: Not 4 components.
     """
     wide = widened(q)
-    return (torch.tanh(slope * _modulus(wide, dim) + shift) * wide).to(q.dtype)
+    return narrow(torch.tanh(slope * _modulus(wide, dim) + shift) * wide, q)
 
 
 def norm_gate_vjp(
@@ -174,6 +179,7 @@ def norm_gate_vjp(
     return grad_q.to(grad.dtype), of_shift * length, of_shift
 
 
+@explained
 def phase_tanh(q: Tensor, dim: int = -1) -> Tensor:
     """The angle t becomes ``pi/2 (1 - tanh(cot t))``; length and axis stay.
 
@@ -209,6 +215,7 @@ def phase_tanh_vjp(grad: Tensor, q: Tensor, dim: int = -1) -> Tensor:
     return _turn_vjp(grad, q, dim, _tanh_angles, _tanh_slope)
 
 
+@explained
 def phase_sin(q: Tensor, dim: int = -1) -> Tensor:
     """The angle t becomes ``t - sin(2 t) / 2``; length and axis stay.
 
@@ -288,7 +295,7 @@ def _turned(polar: _Polar, angles: _Angles) -> tuple[Tensor, Tensor]:
 def _turn(q: Tensor, dim: int, angles: _Angles) -> Tensor:
     polar = _polar(widened(q), dim)
     cosine, sine = _turned(polar, angles)
-    return torch.cat([polar.length * cosine, sine / polar.sine * polar.imaginary], dim).to(q.dtype)
+    return narrow(torch.cat([polar.length * cosine, sine / polar.sine * polar.imaginary], dim), q)
 
 
 def _turn_vjp(grad: Tensor, q: Tensor, dim: int, angles: _Angles, slope: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

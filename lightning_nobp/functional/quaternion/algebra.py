@@ -12,7 +12,10 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
 
+
+@explained
 def hamilton_product(p: Tensor, q: Tensor, dim: int = -1) -> Tensor:
     """The product ``p q``.
 
@@ -40,6 +43,7 @@ def hamilton_product(p: Tensor, q: Tensor, dim: int = -1) -> Tensor:
     )
 
 
+@explained
 def conjugate(q: Tensor, dim: int = -1) -> Tensor:
     """``q*``: the imaginary components negated."""
     check_components(q, dim, "q")
@@ -47,19 +51,22 @@ def conjugate(q: Tensor, dim: int = -1) -> Tensor:
     return torch.cat([real, -imaginary], dim)
 
 
+@explained
 def norm(q: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """``|q|``, the root of ``q q*``; its gradient at 0 is 0."""
     check_components(q, dim, "q")
-    length = _narrow(_length(widened(q), dim), q)
+    length = narrow(_length(widened(q), dim), q)
     return length if keepdim else length.squeeze(dim)
 
 
+@explained
 def inverse(q: Tensor, dim: int = -1) -> Tensor:
     """``q* / |q|^2``; that of 0 is infinite or NaN, as 1 / 0 is."""
     scaled, scale = in_range(widened(conjugate(q, dim)), dim)
-    return _narrow(scaled / scaled.square().sum(dim, keepdim=True) * scale, q)
+    return narrow(scaled / scaled.square().sum(dim, keepdim=True) * scale, q)
 
 
+@explained
 def normalize(q: Tensor, dim: int = -1) -> Tensor:
     """``q / |q|``; 0 stays 0, with gradient 0.
 
@@ -73,9 +80,10 @@ def normalize(q: Tensor, dim: int = -1) -> Tensor:
     is_zero = length == 0
     # Divided by 1 there: autograd would multiply the masked gradient by infinity.
     unit = scaled / torch.where(is_zero, torch.ones_like(length), length)
-    return _narrow(torch.where(is_zero, torch.zeros_like(unit), unit), q)
+    return narrow(torch.where(is_zero, torch.zeros_like(unit), unit), q)
 
 
+@explained
 def exp(q: Tensor, dim: int = -1) -> Tensor:
     """``e^q = e^a (cos |v| + v / |v| sin |v|)`` for ``q = a + v``, twice differentiable on the real axis too."""
     check_components(q, dim, "q")
@@ -86,9 +94,10 @@ def exp(q: Tensor, dim: int = -1) -> Tensor:
     angle = torch.where(is_small, torch.ones_like(square), square).sqrt()
     cosine = torch.where(is_small, 1 - square / 2, angle.cos())
     sinc = torch.where(is_small, 1 - square / 6, torch.sinc(angle / torch.pi))
-    return _narrow(real.exp() * torch.cat([cosine, imaginary * sinc], dim), q)
+    return narrow(real.exp() * torch.cat([cosine, imaginary * sinc], dim), q)
 
 
+@explained
 def log(q: Tensor, dim: int = -1) -> Tensor:
     """The principal logarithm ``ln |q| + v / |v| arccos(a / |q|)``, inverse to :func:`exp` for ``|v| < pi``.
 
@@ -109,9 +118,10 @@ def log(q: Tensor, dim: int = -1) -> Tensor:
     vector = torch.where(is_real & (real <= 0), along_i, imaginary * factor)
     whole = torch.where(is_zero, one, root(scaled.square().sum(dim, keepdim=True)))
     size = torch.where(is_zero, -torch.inf, whole.log() - scale.log())
-    return _narrow(torch.cat([size, vector], dim), q)
+    return narrow(torch.cat([size, vector], dim), q)
 
 
+@explained
 def rotate(q: Tensor, mu: Tensor, dim: int = -1) -> Tensor:
     """``q^mu = mu q mu^-1``: the imaginary part turned by twice the angle of ``mu``; its length does not matter.
 
@@ -123,6 +133,7 @@ def rotate(q: Tensor, mu: Tensor, dim: int = -1) -> Tensor:
     return hamilton_product(hamilton_product(mu, q, dim), inverse(mu, dim), dim)
 
 
+@explained
 def pack(q: Tensor, channel_dim: int = -1) -> Tensor:
     """Quaternions ``(..., N, 4)`` as features ``(..., 4N)``, component-major: all real parts, all i, all j, all k.
 
@@ -140,6 +151,7 @@ def pack(q: Tensor, channel_dim: int = -1) -> Tensor:
     return q.transpose(-1, -2).flatten(-2).movedim(-1, channel_dim)
 
 
+@explained
 def unpack(x: Tensor, channel_dim: int = -1) -> Tensor:
     """Component-major features as quaternions ``(..., N, 4)``: the inverse of :func:`pack`.
 
@@ -156,12 +168,14 @@ def unpack(x: Tensor, channel_dim: int = -1) -> Tensor:
     return torch.unflatten(x.movedim(channel_dim, -1), -1, (4, -1)).transpose(-1, -2)
 
 
+@explained
 def to_complex(q: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     """The Cayley-Dickson pair ``(u, v)`` of ``q = u + v j``: ``u = a + b i``, ``v = c + d i``."""
     a, b, c, d = components(q, dim, "q")
     return torch.complex(a, b), torch.complex(c, d)
 
 
+@explained
 def from_complex(u: Tensor, v: Tensor, dim: int = -1) -> Tensor:
     """The quaternions ``u + v j`` of two complex tensors of one shape, components along ``dim`` of the result.
 
@@ -261,7 +275,7 @@ def in_range(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return x * scale, scale
 
 
-def _narrow(y: Tensor, like: Tensor) -> Tensor:
+def narrow(y: Tensor, like: Tensor) -> Tensor:
     """``y`` in the type of ``like``, but for whole numbers."""
     return y.to(like.dtype) if like.is_floating_point() else y
 

@@ -19,6 +19,7 @@ from lightning_nobp.functional.quaternion.products import (
     quaternion_product,
     quaternion_product_vjp,
 )
+from lightning_nobp.typed import explained
 
 Size = int | Sequence[int]
 """A number for every dimension, or one for each."""
@@ -125,6 +126,7 @@ class Convolution:
         return min(weight.shape[1] // self.groups, weight.shape[2]) >= 32
 
 
+@explained
 def quaternion_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -141,6 +143,7 @@ def quaternion_conv1d(
     return quaternion_conv(x, weight, bias, geometry, side, algorithm)
 
 
+@explained
 def quaternion_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -175,6 +178,7 @@ def quaternion_conv2d(
     return quaternion_conv(x, weight, bias, geometry, side, algorithm)
 
 
+@explained
 def quaternion_conv3d(
     x: Tensor,
     weight: Tensor,
@@ -191,6 +195,7 @@ def quaternion_conv3d(
     return quaternion_conv(x, weight, bias, geometry, side, algorithm)
 
 
+@explained
 def quaternion_conv_transpose1d(
     x: Tensor,
     weight: Tensor,
@@ -208,6 +213,7 @@ def quaternion_conv_transpose1d(
     return quaternion_conv(x, weight, bias, geometry, side, algorithm)
 
 
+@explained
 def quaternion_conv_transpose2d(
     x: Tensor,
     weight: Tensor,
@@ -244,6 +250,7 @@ def quaternion_conv_transpose2d(
     return quaternion_conv(x, weight, bias, geometry, side, algorithm)
 
 
+@explained
 def quaternion_conv_transpose3d(
     x: Tensor,
     weight: Tensor,

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from lightning_nobp.functional.quaternion.algebra import check_components, hamilton_product, rotate
 from lightning_nobp.functional.quaternion.products import Side, check_options
+from lightning_nobp.typed import explained
 
 QuaternionFunction = Callable[[Tensor], Tensor]
 """From ``(..., 4)`` to ``(..., 4)``, or to real ``(...)``, element by element."""
 
 
+@explained
 def ghr_derivative(
     f: QuaternionFunction, q: Tensor, mu: Tensor | None = None, *, conjugate: bool = False, side: Side = "left"
 ) -> Tensor:
@@ -52,6 +54,7 @@ def ghr_derivative(
     return result / 4
 
 
+@explained
 def naive_derivative(f: QuaternionFunction, q: Tensor) -> Tensor:
     """``df/dq0 + df/dq1 i + df/dq2 j + df/dq3 k``, for which neither product nor chain rule holds.
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.quaternion.products import Side, hamilton_block
+from lightning_nobp.typed import explained
 
 
+@explained
 def phm_weight(rule: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
     """``W = sum_i A_i (x) S_i``, the weight of a real layer.
 
@@ -73,6 +75,7 @@ def phm_weight_vjp(
     return grad_rule, torch.einsum("iab,ambkx->imkx", rule.to(grad.dtype), blocks).reshape(weight.shape)
 
 
+@explained
 def hamilton_rule(
     side: Side = "left", *, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -93,6 +96,7 @@ def hamilton_rule(
     return torch.stack([hamilton_block(unit, side) for unit in units.unbind(0)]) + 0
 
 
+@explained
 def quaternion_to_phm(weight: Tensor, side: Side = "left") -> tuple[Tensor, Tensor]:
     """The rule ``(4, 4, 4)`` and the weight ``(4, M, N, ...)`` of the same layer as one of n = 4.
 
@@ -103,6 +107,7 @@ def quaternion_to_phm(weight: Tensor, side: Side = "left") -> tuple[Tensor, Tens
     return hamilton_rule(side, device=weight.device, dtype=weight.dtype), weight.clone()
 
 
+@explained
 def phm_to_quaternion(rule: Tensor, weight: Tensor, side: Side = "left") -> Tensor:
     """The weight ``(4, M, N, ...)`` of the layer of quaternions that is the same as one of n = 4.
 

@@ -14,8 +14,10 @@ from lightning_nobp.functional.quaternion.products import (
     quaternion_product,
     quaternion_product_vjp,
 )
+from lightning_nobp.typed import explained
 
 
+@explained
 def quaternion_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, side: Side = "left", algorithm: Algorithm = "auto"
 ) -> Tensor:
@@ -42,6 +44,7 @@ def quaternion_linear(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+@explained
 def quaternion_linear_vjp(
     grad: Tensor,
     x: Tensor,
@@ -69,6 +72,7 @@ def quaternion_linear_vjp(
     Returns:
         The gradients of ``x`` and ``weight``, None where not needed.
     """
+    check_options(side, algorithm)
     rows = x.reshape(-1, x.shape[-1])
     wanted = (needs_input_grad, needs_weight_grad)
     flat = grad.reshape(-1, grad.shape[-1])

@@ -18,26 +18,31 @@ from lightning_nobp.functional.quaternion.algebra import (
     unpack,
     widened,
 )
+from lightning_nobp.typed import explained
 
 
+@explained
 def component_mse(y: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of the components: a quarter of the mean of ``|y - t|^2``."""
     y, target = _pair(y, target)
     return (y - target).square().mean()
 
 
+@explained
 def imaginary_mse(y: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of the three imaginary components, for vectors and colours; real parts are free."""
     y, target = _pair(y, target)
     return (unpack(y) - unpack(target))[..., 1:].square().mean()
 
 
+@explained
 def unit_mse(y: Tensor, target: Tensor) -> Tensor:
     """Mean of ``|y / |y| - t|^2``, for targets of unit norm whose sign counts."""
     y, target = _pair(y, target)
     return (normalize(unpack(y)) - unpack(target)).square().sum(-1).mean()
 
 
+@explained
 def geodesic_loss(y: Tensor, target: Tensor) -> Tensor:
     """Mean angle in radians of the rotation from one to the other; see :func:`rotation_angle`.
 
@@ -48,12 +53,14 @@ def geodesic_loss(y: Tensor, target: Tensor) -> Tensor:
     return rotation_angle(y, target).masked_fill(undefined, math.pi).mean()
 
 
+@explained
 def chordal_loss(y: Tensor, target: Tensor) -> Tensor:
     """Mean of ``1 - <y, t>^2`` of the normalised quaternions: the squared sine of half the angle between rotations."""
     y, target = _pair(y, target)
     return (1 - (normalize(unpack(y)) * normalize(unpack(target))).sum(-1).square()).mean()
 
 
+@explained
 def rotation_angle(p: Tensor, q: Tensor) -> Tensor:
     """Angle between the rotations of two quaternions: ``2 atan2(|Im(p* q)|, |Re(p* q)|)``.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from lightning_nobp.csrc import have_memory
 from lightning_nobp.functional.quaternion.algebra import autocasts, check_types
 from lightning_nobp.functional.quaternion.hadamard import hadamard, hadamard_
+from lightning_nobp.typed import explained
 
 Side = Literal["left", "right"]
 """Whether weights multiply inputs from the left, ``w x``, or from the right, ``x w``."""
@@ -198,6 +199,7 @@ def _outside() -> int:
     return level
 
 
+@explained
 def hamilton_block(weight: Tensor, side: Side = "left") -> Tensor:
     """The real matrix of a layer of Hamilton products.
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.backprop import linear_vjp
-from lightning_nobp.functional.quaternion.algebra import check_types, in_range, root, widened
+from lightning_nobp.functional.quaternion.algebra import check_types, in_range, narrow, root, widened
+from lightning_nobp.typed import explained
 
 
+@explained
 def rotation_matrices(weight: Tensor) -> Tensor:
     """The matrices R of ``x -> u x u^-1`` with ``u = w / |w|``.
 
@@ -36,7 +38,7 @@ def rotation_matrices(weight: Tensor) -> Tensor:
         [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
         [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)],
     ]
-    return torch.stack([torch.stack(row) for row in rows]).to(weight.dtype)
+    return narrow(torch.stack([torch.stack(row) for row in rows]), weight)
 
 
 def rotation_matrices_vjp(grad: Tensor, weight: Tensor) -> Tensor:
@@ -63,6 +65,7 @@ def rotation_matrices_vjp(grad: Tensor, weight: Tensor) -> Tensor:
     return ((of_unit - (of_unit * unit).sum(0) * unit) / length).to(weight.dtype)
 
 
+@explained
 def quaternion_rotation(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """``y_m = sum_n s_mn u_mn x_n u_mn^-1 + b_m`` over vectors of three components, with ``u = w / |w|``.
 

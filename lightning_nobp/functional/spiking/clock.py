@@ -5,8 +5,10 @@ from torch import Tensor
 
 from lightning_nobp.functional.spiking.events import SpikeTrain
 from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, response
+from lightning_nobp.typed import explained
 
 
+@explained
 def time_stepped_reference(
     train: SpikeTrain,
     weight: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.spiking.events import SpikeTrain, events_from_spikes, whole
+from lightning_nobp.typed import explained
 
 
 def latency_code(u: Tensor, t_last: float, threshold: float) -> Tensor:
@@ -43,6 +44,7 @@ def check_thresholds(thresholds: Sequence[float]) -> None:
         raise ValueError(f"thresholds={list(thresholds)} must ascend, from above 0 up to 1")
 
 
+@explained
 def latency_encode(x: Tensor, t_last: float = 1.0, threshold: float = 0.0) -> SpikeTrain:
     r"""One spike a number, the earlier the larger: at :math:`T (1 - x)`.
 
@@ -58,6 +60,7 @@ def latency_encode(x: Tensor, t_last: float = 1.0, threshold: float = 0.0) -> Sp
     return events_from_spikes(latency_code(x.flatten(1), t_last, threshold))
 
 
+@explained
 def threshold_encode(x: Tensor, thresholds: Sequence[float], t_last: float = 1.0) -> SpikeTrain:
     r"""Several spikes a number: a ramp from 0 that reaches x at :math:`T` spikes at each threshold on its way.
 
@@ -76,6 +79,7 @@ def threshold_encode(x: Tensor, thresholds: Sequence[float], t_last: float = 1.0
     return events_from_spikes(threshold_code(x.flatten(1), thresholds, t_last))
 
 
+@explained
 def regular_encode(x: Tensor, max_spikes: int, t_last: float = 1.0) -> SpikeTrain:
     r"""A rate code without randomness: :math:`n = \mathrm{round}(x\, n_{max})` spikes at equal distances.
 
@@ -95,6 +99,7 @@ def regular_encode(x: Tensor, max_spikes: int, t_last: float = 1.0) -> SpikeTrai
     return events_from_spikes(regular_code(x.flatten(1), max_spikes, t_last))
 
 
+@explained
 def with_inverse(x: Tensor) -> Tensor:
     """Each sample ``(batch, n, ...)`` and a second population behind, of its negative: ``(batch, 2 n, ...)``.
 

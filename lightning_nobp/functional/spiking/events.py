@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.spiking import kernels
+from lightning_nobp.typed import explained
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -61,6 +62,7 @@ def check_spike_times(spikes: Tensor) -> None:
         raise ValueError("spike_times hold nan: a spike that is not there is infinity")
 
 
+@explained
 def events_from_spikes(spike_times: Tensor) -> SpikeTrain:
     """The spikes of a layer as one sorted list a sample, as long as the longest needs.
 
@@ -85,6 +87,7 @@ def events_from_spikes(spike_times: Tensor) -> SpikeTrain:
     return SpikeTrain(times, source // max(1, spike_times.shape[2]), counts, source)
 
 
+@explained
 def events_vjp(grad: Tensor, train: SpikeTrain, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """Gradient of the spike times that :func:`events_from_spikes` got, for that of its events.
 
@@ -104,6 +107,7 @@ def events_vjp(grad: Tensor, train: SpikeTrain, shape: torch.Size | tuple[int, .
     return flat.scatter_add(1, train.source, grad).reshape(shape)
 
 
+@explained
 def delayed(train: SpikeTrain, delay: Tensor) -> SpikeTrain:
     """The same spikes, each later by the delay of its neuron's axon, and sorted again.
 
@@ -126,6 +130,7 @@ def delayed(train: SpikeTrain, delay: Tensor) -> SpikeTrain:
     return SpikeTrain(times.gather(1, order), train.index.gather(1, order), train.counts, source)
 
 
+@explained
 def delay_vjp(grad: Tensor, train: SpikeTrain, neurons: int) -> Tensor:
     """Gradient of the delays ``(neurons,)`` for that of the delayed times.
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import explained
+
 TimeConstant = float | Tensor
 """A positive number, infinity among them, or a tensor of one that may be learned."""
 
@@ -16,6 +18,7 @@ TimeConstant = float | Tensor
 _SERIES = 1e-4
 
 
+@explained
 def psc_kernel(s: Tensor, tau_v: TimeConstant, tau_i: TimeConstant) -> Tensor:
     r"""The potential that an input spike of weight 1 has caused after a time.
 

@@ -34,6 +34,7 @@ from lightning_nobp.functional.spiking import kernels, native, reference
 from lightning_nobp.functional.spiking.events import SpikeTrain, check_events, check_grad, rounded, whole
 from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, number
 from lightning_nobp.functional.spiking.record import LayerGradients, Needs, SpikeRecord
+from lightning_nobp.typed import explained
 
 Backend = Literal["auto", "native", "torch"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -44,6 +45,7 @@ def _eager(function: Function) -> Function:
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@explained
 @_eager
 def lif_spike_times(
     times: Tensor,
@@ -96,6 +98,7 @@ def lif_spike_times(
     return found
 
 
+@explained
 @_eager
 def lif_record(
     times: Tensor,
@@ -119,6 +122,7 @@ def lif_record(
     return _forward(train, weight, Rates.of(tau_v, tau_i, layer.theta), layer)
 
 
+@explained
 @_eager
 def lif_spike_times_vjp(
     grad: Tensor,
@@ -172,6 +176,7 @@ def lif_spike_times_vjp(
     return _backward(grad, record, train, weight, Rates.of(tau_v, tau_i, layer.theta), layer, needs)
 
 
+@explained
 def saturated(counts: Tensor, max_spikes: int) -> Tensor:
     """Which neurons have all the spikes they may have, and were perhaps stopped: bool, the shape of ``counts``."""
     return counts >= max_spikes

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_nobp.typed import explained
+
 
 class SpikeLoss(NamedTuple):
     """A loss and its gradient."""
@@ -20,6 +22,7 @@ class SpikeLoss(NamedTuple):
     """Of the spike times, ``(batch, neurons, max_spikes)``."""
 
 
+@explained
 def first_spike_logits(spike_times: Tensor, sigma: float, t_max: float) -> Tensor:
     r"""Scores ``(batch, neurons)``, the larger the earlier the first spike: :math:`-t_1 / \sigma`.
 
@@ -33,6 +36,7 @@ def first_spike_logits(spike_times: Tensor, sigma: float, t_max: float) -> Tenso
     return -torch.where(first <= t_max, first, t_max) / sigma
 
 
+@explained
 def first_spike_cross_entropy(spike_times: Tensor, target: Tensor, sigma: float, t_max: float) -> SpikeLoss:
     """Cross-entropy of :func:`first_spike_logits`: the neuron of the right class is to spike before all others.
 
@@ -48,11 +52,12 @@ def first_spike_cross_entropy(spike_times: Tensor, target: Tensor, sigma: float,
     _check_positive(sigma=sigma, t_max=t_max)
     logits = first_spike_logits(spike_times, sigma, t_max)
     value, by_logit = _cross_entropy(logits, target)
-    grad = torch.zeros_like(spike_times)
+    grad = torch.zeros_like(spike_times, dtype=by_logit.dtype)
     grad[..., 0] = torch.where(spike_times[..., 0] <= t_max, -by_logit / sigma, 0.0)
     return SpikeLoss(value, grad)
 
 
+@explained
 def spike_time_mse(spike_times: Tensor, target: Tensor, t_max: float) -> SpikeLoss:
     """Half the squared distance of spike times to wanted ones, summed over a sample's spikes.
 
@@ -68,6 +73,7 @@ def spike_time_mse(spike_times: Tensor, target: Tensor, t_max: float) -> SpikeLo
     return SpikeLoss(difference.square().sum() / (2 * batch), torch.where(is_spike, difference, 0.0) / batch)
 
 
+@explained
 def spike_trace(spike_times: Tensor, tau_out: float) -> Tensor:
     r"""Scores ``(batch, neurons)`` from all spikes, early ones counting more: :math:`\sum_k e^{-t_k / \tau_{out}}`.
 
@@ -76,6 +82,7 @@ def spike_trace(spike_times: Tensor, tau_out: float) -> Tensor:
     return _decayed(spike_times, tau_out).sum(-1)
 
 
+@explained
 def trace_cross_entropy(spike_times: Tensor, target: Tensor, tau_out: float) -> SpikeLoss:
     """Cross-entropy of :func:`spike_trace`: the neuron of the right class is to spike early and often.
 
@@ -93,6 +100,7 @@ def trace_cross_entropy(spike_times: Tensor, target: Tensor, tau_out: float) -> 
     return SpikeLoss(value, -decayed / tau_out * by_trace.unsqueeze(-1))
 
 
+@explained
 def trace_mse(spike_times: Tensor, target: Tensor, tau_out: float) -> SpikeLoss:
     """Half the squared distance of :func:`spike_trace` to wanted ones, summed over a sample's neurons.
 
@@ -112,6 +120,7 @@ def trace_mse(spike_times: Tensor, target: Tensor, tau_out: float) -> SpikeLoss:
     return SpikeLoss(difference.square().sum() / (2 * batch), grad)
 
 
+@explained
 def first_time_penalty(spike_times: Tensor, t_ref: float) -> SpikeLoss:
     """Mean over samples and neurons of ``(t_1 - t_ref)^2``, 0 for silent ones: keeps first spikes inside the window.
 
@@ -122,7 +131,7 @@ def first_time_penalty(spike_times: Tensor, t_ref: float) -> SpikeLoss:
     first = spike_times[..., 0]
     is_spike = first < torch.inf
     difference = torch.where(is_spike, first, t_ref) - t_ref
-    grad = torch.zeros_like(spike_times)
+    grad = torch.zeros_like(spike_times, dtype=difference.dtype)
     grad[..., 0] = 2 * difference / max(1, difference.numel())
     return SpikeLoss(difference.square().sum() / max(1, difference.numel()), grad)
 

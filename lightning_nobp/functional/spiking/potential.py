@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nobp.functional.spiking.kernel import Rates, TimeConstant, kernel_rate_derivatives, psc_kernel, response
+from lightning_nobp.typed import explained
 
 
 class PotentialGradients(NamedTuple):
@@ -33,6 +34,7 @@ def drive(spikes: Tensor, t: float, tau_v: TimeConstant, tau_i: TimeConstant) ->
     return psc_kernel(_age(spikes, t), tau_v, tau_i).sum(-1)
 
 
+@explained
 def free_potential(spikes: Tensor, weight: Tensor, t: float, tau_v: TimeConstant, tau_i: TimeConstant) -> Tensor:
     """Potential at ``t`` of neurons that do not spike, ``(batch, neurons)``; differentiable.
 
@@ -46,6 +48,7 @@ def free_potential(spikes: Tensor, weight: Tensor, t: float, tau_v: TimeConstant
     return drive(spikes, t, tau_v, tau_i) @ weight
 
 
+@explained
 def free_potential_vjp(
     grad: Tensor,
     spikes: Tensor,

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional.dynamics import FieldVjp
 from lightning_nobp.functional.network_inference import polynomial_exponents, polynomial_features
+from lightning_nobp.typed import Typed
 
 DynamicsFactory = Callable[[int, int], nn.Module]
 """Called with the number of nodes and of their components."""
 
 
-class NodeDynamics(nn.Module):
+class NodeDynamics(Typed, nn.Module):
     """The velocity of each node without the others, linear in its last coefficients.
 
     Called with states ``(..., nodes, components)`` it gives velocities of that shape: ``features(x) @ coefficients``.

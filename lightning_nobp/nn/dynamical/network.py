@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from lightning_nobp.functional import dynamics
 from lightning_nobp.functional.dynamics import Integrator
 from lightning_nobp.functional.network_inference import Normalisation, constrained
+from lightning_nobp.typed import Typed
 
 
-class DynamicalNetwork(nn.Module):
+class DynamicalNetwork(Typed, nn.Module):
     """Nodes with a local motion, coupled through their first components.
 
     States are normalised, ``(..., nodes, components)``: :attr:`mean` and :attr:`scale` tell by what.

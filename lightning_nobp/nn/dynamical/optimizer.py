@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nobp.typed import Typed
 
-class NetworkDescent(torch.optim.Adam):
+
+class NetworkDescent(Typed, torch.optim.Adam):
     """Moves couplings a fixed length along the running mean of their gradient, all other parameters as Adam.
 
     A group of parameters with ``couplings=True`` (see :meth:`~lightning_nobp.nn.DynamicalNetwork.parameter_groups`)

@@ -1,7 +1,7 @@
 """The base of layers that simulate a physical system."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from lightning_nobp.functional.hamiltonian import (
 from lightning_nobp.functional.hamiltonian.checks import check_finite, check_run, check_start, check_state, check_system
 from lightning_nobp.functional.hamiltonian.integrator import run
 from lightning_nobp.functional.hamiltonian.nudge import check_nudge
+from lightning_nobp.typed import Typed
 
 GradientEngine = Literal["echo", "adjoint", "autograd"]
 
@@ -27,7 +28,7 @@ EchoNudge = Literal["symmetric", "one_sided", "richardson"]
 _CHECKED_STEPS = 20
 
 
-class EchoLayer(nn.Module):
+class EchoLayer(Typed, nn.Module):
     """What layers that simulate have in common, whatever their states are.
 
     On the first batch of training the simulation is tried: forces that no echo can reverse are refused.
@@ -64,7 +65,7 @@ class EchoLayer(nn.Module):
         damping: float = 0.0,
     ) -> None:
         super().__init__()
-        check_engine(gradient_engine, eta, nudge)
+        check_nudge(nudge, 1.0 if eta is None else eta)
         check_run(dt, n_steps, damping, None)
         self.system, self.dt, self.n_steps, self.damping = system, dt, n_steps, damping
         self.gradient_engine, self.eta, self.nudge, self.relative_eta = gradient_engine, eta, nudge, relative_eta
@@ -180,21 +181,6 @@ class EchoLayer(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"dt={self.dt}, n_steps={self.n_steps}" + (f", damping={self.damping}" if self.damping else "")
-
-
-def check_engine(gradient_engine: str, eta: float | None, nudge: str) -> None:
-    """Refuse what is no way to a gradient.
-
-    Raises:
-        ValueError: Names the argument.
-    """
-    if gradient_engine not in get_args(GradientEngine):
-        raise ValueError(
-            f"gradient_engine={gradient_engine!r} is not one of {', '.join(map(repr, get_args(GradientEngine)))}"
-        )
-    if nudge == "tangent":
-        raise ValueError("nudge='tangent' is an engine of its own here: take gradient_engine='adjoint'")
-    check_nudge(nudge, 1.0 if eta is None else eta)
 
 
 def default_eta(dtype: torch.dtype) -> float:

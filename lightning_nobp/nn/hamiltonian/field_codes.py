@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nobp.nn.hamiltonian.field_system import check_positive, check_shape
+from lightning_nobp.typed import Typed
 
 
-class ModeEncoder(nn.Module):
+class ModeEncoder(Typed, nn.Module):
     """Every input sets the amplitude of a mode; modes without an input are empty.
 
     Args:
@@ -36,7 +37,7 @@ class ModeEncoder(nn.Module):
         return f"num_modes={self.num_modes}, modes={self.modes}, amplitude={self.amplitude}"
 
 
-class PulseEncoder(nn.Module):
+class PulseEncoder(Typed, nn.Module):
     """Every input is the amplitude of a pulse, and one more pulse is always the same; they are spread over a ring.
 
     Without this reference, inputs of all signs reversed would give the reversed field at all times.
@@ -68,7 +69,7 @@ class PulseEncoder(nn.Module):
         return f"sites={self.sites}, num_inputs={self.num_inputs}, width={self.width}, amplitude={self.amplitude}"
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Typed, nn.Module):
     """A beam whose amplitude is an image, or the mean of its channels, stretched to a grid.
 
     Args:
@@ -101,7 +102,7 @@ class ImageEncoder(nn.Module):
         return f"shape={self.shape}, power={self.power}"
 
 
-class HomodyneReadout(nn.Module):
+class HomodyneReadout(Typed, nn.Module):
     """The real part of the field's overlap with each output's pulse, or of single modes.
 
     Args:
@@ -128,7 +129,7 @@ class HomodyneReadout(nn.Module):
         return f"sites={self.sites}, num_outputs={self.num_outputs}, width={self.width}"
 
 
-class CoherentReadout(nn.Module):
+class CoherentReadout(Typed, nn.Module):
     r"""How near output amplitudes are to those that mean a class: minus :math:`|\Psi_{out} - t|^2 / |t|^2`.
 
     Two classes share one output, :math:`-t` for the first and :math:`t` for the second. More have an output each,
@@ -183,7 +184,7 @@ class CoherentReadout(nn.Module):
         )
 
 
-class DetectorReadout(nn.Module):
+class DetectorReadout(Typed, nn.Module):
     """The light on each class's detector, as a fraction of all light.
 
     Detectors are equal rectangles that tile the grid, row by row, as far as there are classes.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional.hamiltonian import COMPLEX, DenseFlow, Drives, Flow, FourierFlow, PhaseSpace
 from lightning_nobp.functional.hamiltonian.phase_space import State
+from lightning_nobp.typed import Typed
 
 _MOST_DENSE = 64
 """Sites along an axis up to which one product is faster than two Fourier transforms."""
@@ -22,7 +23,7 @@ class FieldFlow(Flow, Protocol):
         ...
 
 
-class FieldSystem(nn.Module):
+class FieldSystem(Typed, nn.Module):
     """Complex fields whose Hamiltonian is a sum of parts with known flows: a subclass writes :meth:`flows`.
 
     Its ``nn.Parameter`` s are learned; a flow with parameters must keep ``dH/dtheta``, as

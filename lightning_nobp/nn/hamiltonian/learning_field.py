@@ -18,9 +18,10 @@ from lightning_nobp.nn.hamiltonian.field_codes import (
 )
 from lightning_nobp.nn.hamiltonian.field_system import CoupledFields
 from lightning_nobp.nn.hamiltonian.nlse import TwoFieldNLSE
+from lightning_nobp.typed import Typed
 
 
-class LearningFieldNetwork(nn.Module):
+class LearningFieldNetwork(Typed, nn.Module):
     """Inputs are written into an evaluation field, which meets the learning field, and is read.
 
     Its one parameter is the learning field before they meet, at rest: real, ``(*learning_shape,)``. The field itself

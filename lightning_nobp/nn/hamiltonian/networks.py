@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from lightning_nobp.nn.hamiltonian.duffing import DuffingNetwork
 from lightning_nobp.nn.hamiltonian.layer import HamiltonianLayer
 from lightning_nobp.nn.hamiltonian.log_cosh import LogCoshNetwork
+from lightning_nobp.typed import Typed
 
 
-class HamiltonianNetwork(nn.Module):
+class HamiltonianNetwork(Typed, nn.Module):
     """An encoder that makes the start of a simulation, the simulation, and a read-out of where it ends.
 
     Args:
@@ -32,7 +33,7 @@ class HamiltonianNetwork(nn.Module):
         return cast(Tensor, self.readout(q))
 
 
-class PositionEncoder(nn.Module):
+class PositionEncoder(Typed, nn.Module):
     """Inputs are where the first units start; the others start at 0, all at rest.
 
     Args:
@@ -61,7 +62,7 @@ class PositionEncoder(nn.Module):
         return f"{self.n_units}, amplitude={self.amplitude}, pool={self.pool}"
 
 
-class DriveEncoder(nn.Module):
+class DriveEncoder(Typed, nn.Module):
     """Inputs act on the system through a linear layer, all the time; it starts at rest at the origin.
 
     Args:
@@ -87,7 +88,7 @@ class DriveEncoder(nn.Module):
         return f"n_units={self.n_units}, pool={self.pool}"
 
 
-class LastUnits(nn.Module):
+class LastUnits(Typed, nn.Module):
     """The positions of the last units are scores.
 
     Args:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lightning_nobp.nn.hamiltonian.echo_layer import EchoLayer
 from lightning_nobp.nn.hamiltonian.field_codes import DetectorReadout, ImageEncoder
 from lightning_nobp.nn.hamiltonian.nlse import NLSEField
+from lightning_nobp.typed import Typed
 
 
 class FieldEcho(EchoLayer):
@@ -21,7 +22,7 @@ class FieldEcho(EchoLayer):
         return self.run((field,))[0]
 
 
-class NLSENetwork(nn.Module):
+class NLSENetwork(Typed, nn.Module):
     """Light with an image's amplitude crosses slices of learned refraction in a Kerr medium, and falls on detectors.
 
     Args:

@@ -18,9 +18,10 @@ from lightning_nobp.functional.hamiltonian import (
 from lightning_nobp.functional.hamiltonian.flows import KineticSums
 from lightning_nobp.functional.hamiltonian.sums import AutogradKineticSums, energies, followed
 from lightning_nobp.nn.hamiltonian.spectrum import largest_eigenvalue
+from lightning_nobp.typed import Typed
 
 
-class HamiltonianSystem(nn.Module):
+class HamiltonianSystem(Typed, nn.Module):
     """A system ``H(q, p) = T(p) + V(q; u)``: a subclass writes :meth:`potential`, all the rest has a default.
 
     Its ``nn.Parameter`` s are learned, of the potential and of the kinetic energy. By default ``T = |p|^2 / 2``, unit

@@ -21,9 +21,10 @@ from lightning_nobp.functional.quaternion.activations import (
 )
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
+from lightning_nobp.typed import Typed
 
 
-class MagnitudeTanh(nn.Module):
+class MagnitudeTanh(Typed, nn.Module):
     """``tanh(|q|) / |q| q``: lengths shrink below 1, directions stay.
 
     References:
@@ -36,7 +37,7 @@ class MagnitudeTanh(nn.Module):
         return magnitude_tanh(_quaternions(x), dim=1).flatten(1, 2)
 
 
-class Cardioid(nn.Module):
+class Cardioid(Typed, nn.Module):
     """``(1 + cos t) / 2 q`` with the polar angle t: a ReLU of the real part that fades over the angle.
 
     References:
@@ -50,7 +51,7 @@ class Cardioid(nn.Module):
         return cardioid(_quaternions(x), dim=1).flatten(1, 2)
 
 
-class PhaseTanh(nn.Module):
+class PhaseTanh(Typed, nn.Module):
     """The polar angle t becomes ``pi/2 (1 - tanh(cot t))``; length and axis stay.
 
     The idea is the paper's, the curve this package's: see :func:`lightning_nobp.functional.quaternion.phase_tanh`.
@@ -65,7 +66,7 @@ class PhaseTanh(nn.Module):
         return phase_tanh(_quaternions(x), dim=1).flatten(1, 2)
 
 
-class PhaseSin(nn.Module):
+class PhaseSin(Typed, nn.Module):
     """The polar angle t becomes ``t - sin(2 t) / 2``; length and axis stay.
 
     The idea is the paper's, the curve this package's: see :func:`lightning_nobp.functional.quaternion.phase_sin`.
@@ -80,7 +81,7 @@ class PhaseSin(nn.Module):
         return phase_sin(_quaternions(x), dim=1).flatten(1, 2)
 
 
-class _PerQuaternion(nn.Module):
+class _PerQuaternion(Typed, nn.Module):
     """Activations with parameters, one a quaternion channel."""
 
     def __init__(self, num_quaternions: int) -> None:

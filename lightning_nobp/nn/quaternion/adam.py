@@ -1,6 +1,6 @@
 """Adam with one second moment a quaternion."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 
 from lightning_nobp.functional.quaternion.algebra import normalize
 from lightning_nobp.nn.quaternion.linear import QuaternionLayer
+from lightning_nobp.typed import Typed
 
 
-class QuaternionAdam(Optimizer):
+class QuaternionAdam(Typed, Optimizer):
     """Adam whose step turns with its gradient: the four components of a quaternion share their second moment.
 
     Plain Adam scales each component by itself, and so depends on the axes. Here the second moment of a quaternion is
@@ -127,10 +128,10 @@ class QuaternionAdam(Optimizer):
         return by_component.mean(0, keepdim=True).expand_as(by_component).flatten(0, 1)
 
 
-def _check_options(lr: float, betas: Any, eps: float, weight_decay: float) -> None:
+def _check_options(lr: float, betas: Sequence[float], eps: float, weight_decay: float) -> None:
     if not lr >= 0:
         raise ValueError(f"lr={lr} must not be negative")
-    if not isinstance(betas, list | tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas={betas!r} must be two numbers in [0, 1)")
     if not eps >= 0 or not weight_decay >= 0:
         raise ValueError(f"eps={eps} and weight_decay={weight_decay} must not be negative")

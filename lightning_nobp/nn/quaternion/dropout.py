@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.nn.backprop import Pullback, register_vjp
+from lightning_nobp.typed import Typed
 
 
-class QuaternionDropout(nn.Module):
+class QuaternionDropout(Typed, nn.Module):
     """Drops quaternions in training, all four components together, and divides the others by ``1 - p``.
 
     Args:

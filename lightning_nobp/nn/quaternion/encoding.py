@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.nn.backprop import Pullback, register_vjp
+from lightning_nobp.typed import Typed
 
 RealPart = Literal["zero", "mean"]
 
 
-class PatchesToQuaternions(nn.Module):
+class PatchesToQuaternions(Typed, nn.Module):
     """Each patch of 2x2 pixels becomes one quaternion: images ``(batch, C, H, W)`` to ``(batch, 4C, H/2, W/2)``.
 
     The real part is the pixel above left, ``i`` that above right, ``j`` below left, ``k`` below right.
@@ -49,7 +50,7 @@ def _patches(layer: PatchesToQuaternions, x: Tensor, needs_input_grad: bool) -> 
     return layer(x), pull
 
 
-class ColourToQuaternions(nn.Module):
+class ColourToQuaternions(Typed, nn.Module):
     """A pixel becomes one quaternion: red, green and blue are its imaginary part.
 
     Args:
@@ -87,7 +88,7 @@ def _colour(layer: ColourToQuaternions, x: Tensor, needs_input_grad: bool) -> tu
     return layer(x), lambda grad: grad[:, 1:] + share * grad[:, :1]
 
 
-class QuaternionsToReal(nn.Module):
+class QuaternionsToReal(Typed, nn.Module):
     """What a real output takes of quaternions: features ``(batch, 4N, ...)`` along dimension 1.
 
     Args:

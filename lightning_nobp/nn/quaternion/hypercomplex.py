@@ -22,6 +22,7 @@ from lightning_nobp.functional.quaternion.products import Side
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 from lightning_nobp.nn.quaternion.convolution import QuaternionConv1d, QuaternionConv2d, QuaternionConv3d, WithGeometry
 from lightning_nobp.nn.quaternion.linear import QuaternionLayer, QuaternionLinear, check_whole
+from lightning_nobp.typed import Typed
 
 Rule = Tensor | Sequence[Sequence[Sequence[float]]]
 """How n components multiply: ``(n, n, n)``, which matrix, component of the output, component of the input."""
@@ -30,7 +31,7 @@ _Layer = TypeVar("_Layer", bound="PHMLayer | QuaternionLayer")
 _PHMConv = TypeVar("_PHMConv", bound="PHMConv")
 
 
-class PHMLayer(nn.Module):
+class PHMLayer(Typed, nn.Module):
     """What layers of hypercomplex multiplication share: matrices, a weight ``(n, M, N / groups, ...)`` and a bias.
 
     Attributes:

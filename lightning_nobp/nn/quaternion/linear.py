@@ -13,6 +13,7 @@ from lightning_nobp.functional.quaternion.linear import quaternion_linear, quate
 from lightning_nobp.functional.quaternion.products import Algorithm, Side, check_options
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 from lightning_nobp.nn.quaternion.init import Criterion, Initialisation, quaternion_init_
+from lightning_nobp.typed import Typed
 
 
 def check_whole(**sizes: Any) -> None:
@@ -55,7 +56,7 @@ def _numbers(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-class QuaternionLayer(nn.Module):
+class QuaternionLayer(Typed, nn.Module):
     """What layers of Hamilton products share: a weight ``(4, ...)``, a bias, and how the products are taken.
 
     Attributes:

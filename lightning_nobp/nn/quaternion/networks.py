@@ -1,7 +1,7 @@
 """Small networks of quaternions to start from; widths are counted in real features, four a quaternion."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -33,8 +33,6 @@ def _encoder(input_shape: Sequence[int]) -> tuple[nn.Module, int, int, int]:
 
 def _check_widths(name: str, widths: Sequence[int]) -> None:
     """Refuse what is no list of widths, each of whole quaternions, before a layer calls them by another name."""
-    if isinstance(widths, str) or not isinstance(widths, Iterable):
-        raise TypeError(f"{name}={widths!r} is no list: give the width of each layer, like ({widths!r},)")
     for width in widths:
         check_quaternions(**{name: width})
 

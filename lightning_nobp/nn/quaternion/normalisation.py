@@ -17,12 +17,13 @@ from lightning_nobp.functional.quaternion.normalisation import (
     quaternion_whiten_vjp,
 )
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
+from lightning_nobp.typed import Typed
 
 NormMode = Literal["whiten", "norm", "split"]
 """What is normalised: the covariance of the components, the length, or each component by itself."""
 
 
-class QuaternionBatchNorm(nn.Module):
+class QuaternionBatchNorm(Typed, nn.Module):
     """Batch normalisation of quaternion features ``(batch, 4C)`` or maps ``(batch, 4C, ...)``, component-major.
 
     - ``'whiten'``: the four components of a channel become uncorrelated and equally large: ``Gamma L^-1 (x - mean) +

@@ -9,9 +9,10 @@ from lightning_nobp.functional.quaternion.algebra import check_features
 from lightning_nobp.functional.quaternion.convolution import Size, per_dimension
 from lightning_nobp.nn.backprop import Pullback, register_vjp
 from lightning_nobp.nn.quaternion.linear import check_whole
+from lightning_nobp.typed import Typed
 
 
-class QuaternionMaxPool2d(nn.Module):
+class QuaternionMaxPool2d(Typed, nn.Module):
     """Takes the longest quaternion of each window, whole: rotations of all quaternions pass through.
 
     Args:

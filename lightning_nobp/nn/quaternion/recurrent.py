@@ -21,6 +21,7 @@ from lightning_nobp.functional.quaternion.linear import PRODUCT
 from lightning_nobp.functional.quaternion.products import Algorithm, Side, chosen, hamilton_block
 from lightning_nobp.nn.quaternion.init import Criterion, Initialisation
 from lightning_nobp.nn.quaternion.linear import QuaternionLinear, check_positive, check_quaternions
+from lightning_nobp.typed import Typed
 
 State = tuple[Tensor, ...]
 """Of one layer in one direction: the hidden state ``(batch, 4, M)`` first, then a cell if there is one."""
@@ -50,7 +51,7 @@ class _Gates(QuaternionLinear):
         return lambda h: self.split(F.linear(h.flatten(-2), block, self.bias))
 
 
-class QuaternionRecurrent(nn.Module):
+class QuaternionRecurrent(Typed, nn.Module):
     """What the recurrent layers share: layers, directions, and the way through time.
 
     Attributes:

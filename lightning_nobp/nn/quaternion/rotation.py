@@ -10,9 +10,10 @@ from lightning_nobp.functional.backprop import bias_vjp
 from lightning_nobp.functional.quaternion.rotation import quaternion_rotation, quaternion_rotation_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
 from lightning_nobp.nn.quaternion.linear import check_whole
+from lightning_nobp.typed import Typed
 
 
-class QuaternionRotation(nn.Module):
+class QuaternionRotation(Typed, nn.Module):
     """A fully connected layer over vectors of three components: each weight turns its vector, and scales it.
 
     ``y_m = sum_n s_mn u_mn x_n u_mn^-1 + b_m`` with ``u = w / |w|``: colours and directions stay vectors. The length of

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nobp.nn.backprop import Pullback, register_vjp
+from lightning_nobp.typed import Typed
 
 
-class SpikeDropout(nn.Module):
+class SpikeDropout(Typed, nn.Module):
     """In training every spike is lost with a probability; the others keep their times.
 
     ``nn.Dropout`` would make times 0, which are the earliest. Nothing makes up for the lost spikes: the membranes that

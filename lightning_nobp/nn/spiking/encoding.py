@@ -16,9 +16,10 @@ from lightning_nobp.functional.spiking.coding import (
 )
 from lightning_nobp.functional.spiking.events import whole
 from lightning_nobp.nn.backprop import Pullback, register_vjp
+from lightning_nobp.typed import Typed
 
 
-class SpikeEncoder(nn.Module):
+class SpikeEncoder(Typed, nn.Module):
     """What all encoders share: inputs are scaled to numbers from 0 to 1, and each number is one input neuron.
 
     Args:

@@ -13,6 +13,7 @@ from lightning_nobp.functional.spiking.events import whole
 from lightning_nobp.functional.spiking.kernel import TimeConstant
 from lightning_nobp.functional.spiking.record import LayerGradients
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
+from lightning_nobp.typed import Typed
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class NeuronOptions:
             )
 
 
-class SpikingLayer(nn.Module):
+class SpikingLayer(Typed, nn.Module):
     """Leaky integrate-and-fire neurons that all see the same inputs.
 
     A subclass whose neurons see only part of a sample says what by :meth:`seen`, which makes a row of each part.

@@ -179,5 +179,5 @@ def _outputs(
     tau_v, tau_i, _, t_max, *_ = neuron
     if readout == "membrane":
         return [MembraneReadout(width, num_classes, tau_v, tau_i, t_max)]
-    readouts = {"first_spike": FirstSpike(sigma, t_max), "trace": SpikeTrace(tau_out, sigma)}
+    readouts: dict[str, nn.Module] = {"first_spike": FirstSpike(sigma, t_max), "trace": SpikeTrace(tau_out, sigma)}
     return [SpikingLinear(width, num_classes, *neuron), readouts[readout]]

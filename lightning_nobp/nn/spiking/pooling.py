@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from lightning_nobp.functional.spiking.events import whole
 from lightning_nobp.nn.backprop import Pullback, register_vjp
+from lightning_nobp.typed import Typed
 
 
-class EarliestSpikePool2d(nn.Module):
+class EarliestSpikePool2d(Typed, nn.Module):
     """Of each window of maps the earliest spikes, as many as one neuron may have had.
 
     Of maps with one spike a neuron that is the minimum. Rows and columns that fill no window are left out, as

@@ -10,9 +10,10 @@ from lightning_nobp.functional.spiking import first_spike_logits, spike_trace
 from lightning_nobp.functional.spiking.events import check_spike_times
 from lightning_nobp.functional.spiking.potential import free_potential, free_potential_vjp
 from lightning_nobp.nn.backprop import Pullback, accumulate_grad, register_vjp
+from lightning_nobp.typed import Typed
 
 
-class FirstSpike(nn.Module):
+class FirstSpike(Typed, nn.Module):
     """The class whose neuron spikes first: scores are minus the first spike times, over ``sigma``.
 
     Args:
@@ -48,7 +49,7 @@ def _first_spike(layer: FirstSpike, spikes: Tensor, needs_input_grad: bool) -> t
     return layer(spikes), pull
 
 
-class SpikeTrace(nn.Module):
+class SpikeTrace(Typed, nn.Module):
     """The class whose neuron spikes early and often: scores are the sums of ``exp(-t / tau_out)`` over all spikes.
 
     Args:
@@ -82,7 +83,7 @@ def _spike_trace(layer: SpikeTrace, spikes: Tensor, needs_input_grad: bool) -> t
     return layer(spikes), pull
 
 
-class SpikeCount(nn.Module):
+class SpikeCount(Typed, nn.Module):
     """The class whose neuron spikes most often. Counts have no gradient: it is for evaluation."""
 
     def forward(self, spikes: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def _spike_count(layer: SpikeCount, spikes: Tensor, needs_input_grad: bool) -> t
     return layer(spikes), pull
 
 
-class MembraneReadout(nn.Module):
+class MembraneReadout(Typed, nn.Module):
     """Leaky integrators without threshold: scores are their potentials at the end.
 
     Attributes:

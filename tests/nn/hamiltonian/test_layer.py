@@ -179,7 +179,7 @@ def test_shapes_that_do_not_fit_are_refused(given, message):
     ("options", "message"),
     [
         ({"gradient_engine": "adjoin"}, "gradient_engine='adjoin' is not one of 'echo', 'adjoint', 'autograd'"),
-        ({"nudge": "tangent"}, "nudge='tangent' is an engine of its own here: take gradient_engine='adjoint'"),
+        ({"nudge": "tangent"}, "nudge='tangent' is not one of 'symmetric'"),
         ({"nudge": "none"}, "nudge='none' is not one of"),
         ({"eta": -1.0}, r"eta=-1\.0 must be positive"),
         ({"dt": -0.1}, r"dt=-0\.1 must be positive"),

@@ -240,11 +240,9 @@ def test_parameters_of_quaternion_layers_are_found():
     ("options", "message"),
     [
         ({"lr": -1.0}, "lr=-1.0 must not be negative"),
-        ({"lr": float("nan")}, "lr=nan must not be negative"),
+        ({"lr": float("nan")}, "lr=nan must be finite"),
         ({"betas": (1.0, 0.9)}, r"betas=\(1.0, 0.9\) must be two numbers in \[0, 1\)"),
         ({"betas": (0.9, -0.1)}, "must be two numbers"),
-        ({"betas": (0.9, 0.99, 0.999)}, r"betas=\(0.9, 0.99, 0.999\) must be two numbers"),
-        ({"betas": 0.9}, r"betas=0.9 must be two numbers"),
         ({"eps": -1.0}, "eps=-1.0 and weight_decay=0.0 must not be negative"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
         ({"quaternions": [torch.zeros(6)]}, r"a parameter of shape \(6,\) holds no whole quaternions"),

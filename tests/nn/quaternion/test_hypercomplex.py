@@ -228,8 +228,8 @@ def test_bad_arguments_are_refused():
         ({"n": 3.0}, "n=3.0 is no whole number"),
         ({"in_features": 6.0}, "in_features=6.0 is no whole number"),
         ({"out_features": "6"}, "out_features='6' is no whole number"),
-        ({"rule": "hamilton"}, "rule='hamilton' holds no numbers"),
-        ({"rule": [[["a"]]]}, "holds no numbers: give a tensor or nested lists"),
+        ({"rule": "hamilton"}, "rule='hamilton' is of type str: give Tensor"),
+        ({"rule": [[["a"]]]}, "is of type list: give Tensor"),
         ({"rule": torch.empty(3, 3, 3, device="meta")}, "holds no numbers"),
     ],
 )

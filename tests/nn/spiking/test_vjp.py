@@ -299,7 +299,7 @@ def test_layers_are_built_on_meta(name):
     ("make", "message"),
     [
         (lambda: SpikingLinear(2, 2, tau_v=0), "tau_v=0 must be positive"),
-        (lambda: SpikingLinear(2, 2, tau_i=math.nan), "tau_i=nan must be positive"),
+        (lambda: SpikingLinear(2, 2, tau_i=math.nan), "tau_i=nan must be finite"),
         (lambda: SpikingLinear(2, 2, theta=-1.0), "theta=-1.0 must be positive"),
         (lambda: SpikingLinear(2, 2, t_max=INF), "t_max=inf must be finite"),
         (lambda: SpikingLinear(2, 2, max_spikes=0), "max_spikes=0 must be positive"),
