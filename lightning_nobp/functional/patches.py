@@ -147,9 +147,18 @@ def patch_mean(total: Tensor, count: int) -> Tensor:
 
 
 def patch_covariance(second_moment: Tensor, total: Tensor, count: int) -> Tensor:
-    """Covariance ``(m, m)`` of patches, divided by ``count``, symmetric to the last bit."""
+    """Covariance ``(m, m)`` of patches, divided by ``count``, symmetric to the last bit.
+
+    Raises:
+        ValueError: There are no patches, or their squares are too large to be summed.
+    """
     mean = patch_mean(total, count)
     covariance = second_moment.double() / count - torch.outer(mean, mean)
+    if not covariance.isfinite().all():
+        raise ValueError(
+            f"sums over {count} patches are not finite: their squares are too large for {second_moment.dtype}. Scale "
+            "the inputs down"
+        )
     return (covariance + covariance.T) / 2
 
 

@@ -4,7 +4,8 @@ import inspect
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar, Literal, cast, final
 
@@ -31,6 +32,7 @@ from lightning_nobp.rules.agreement import (
     check_lengths_agree,
     refuse_together,
 )
+from lightning_nobp.rules.faults import described, learned, not_finite
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
 from lightning_nobp.rules.synchronisation import (
@@ -158,6 +160,28 @@ class LearningRule(Typed, LightningModule):
     def check_batch(self, batch: Any) -> None:
         """Refuse a batch that the rule cannot learn from; called with the first of every epoch. By default none."""
 
+    def find_fault(self, batch: Any) -> None:
+        """Say what is wrong with a batch of which a step has failed; by default what :meth:`check_batch` refuses.
+
+        Raises:
+            TypeError: The reason.
+            ValueError: The reason.
+        """
+        self.check_batch(batch)
+
+    @contextmanager
+    def _explained(self, batch: Any) -> Iterator[None]:
+        """Where a step fails because of its batch, say so: looking at every batch beforehand would cost time."""
+        try:
+            yield
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            try:
+                self.find_fault(batch)
+            except (TypeError, ValueError) as reason:
+                raise reason from error
+            error.add_note(f"{type(self).__name__} was given a batch {described(batch)}.")
+            raise
+
     def global_loss(self, batch: Any) -> Tensor | None:
         """The loss of the whole network on ``batch``, with an autograd graph, to compare gradients with.
 
@@ -194,8 +218,10 @@ class LearningRule(Typed, LightningModule):
         skips = self.on_nonfinite == "skip"
         if skips and not self._accumulator.batches:
             self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
+        with self._explained(batch):
+            found = self.compute_gradients(batch)
         # Plain numbers come from the CPU, and are summed beside the others.
-        values = {n: _scalar(n, value).to(self.device) for n, value in self.compute_gradients(batch).items()}
+        values = {n: _scalar(n, value).to(self.device) for n, value in found.items()}
         num_samples = self.num_samples(batch)
         self._means.add(values, num_samples, only_finite=skips)
         self._log_step(values, num_samples)
@@ -249,7 +275,7 @@ class LearningRule(Typed, LightningModule):
         if _sum(parameters, loss).isfinite():
             return True
         # A sum of finite entries may overflow: only now look at each.
-        culprits = [n for n, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        culprits = not_finite({n: p.grad for n, p in self.named_parameters() if p.grad is not None})
         if loss is not None and not torch.isfinite(loss):
             culprits.insert(0, "the loss")
         if not culprits:
@@ -257,9 +283,11 @@ class LearningRule(Typed, LightningModule):
         if self.on_nonfinite == "skip":
             return False
         where = "" if own_sum is None else self._whose(not own_sum.isfinite())
+        spoilt = not_finite(learned(self))
+        but = f", but not finite themselves, so start or go on from others: {', '.join(spoilt)}" if spoilt else ""
         raise FloatingPointError(
             f"{type(self).__name__}: not finite at step {self.trainer.global_step}{where}: {', '.join(culprits)}. The "
-            "weights are untouched. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
+            f"weights are untouched{but}. Lower the learning rate, clip (gradient_clip_val), check the data, or go on "
             "without such steps: on_nonfinite='skip'."
         )
 
@@ -279,6 +307,20 @@ class LearningRule(Typed, LightningModule):
             raise error
         self._reason = str(error)
 
+    def _check_weights(self) -> None:
+        """Refuse to go on with, or to save, weights and running statistics that a step has spoilt.
+
+        Raises:
+            FloatingPointError: Names them.
+        """
+        culprits = not_finite(learned(self))
+        if culprits:
+            raise FloatingPointError(
+                f"{type(self).__name__}: not finite after step {self.trainer.global_step}: {', '.join(culprits)}. They "
+                "are not saved. Lower the learning rate, scale the inputs, check the data, and go on from a checkpoint "
+                "before: on the command line --ckpt_path last-good."
+            )
+
     # Logging
 
     def _log_step(self, values: Mapping[str, Tensor], num_samples: int) -> None:
@@ -297,7 +339,11 @@ class LearningRule(Typed, LightningModule):
             check_lengths_agree(self.trainer)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means, move the schedulers, and check that all ranks hold the same parameters."""
+        """Log the epoch's means, move the schedulers, and check that weights are finite, and the same on all ranks."""
+        refuse_together(lambda _: self._check_weights(), None)
+        if not self._is_late:
+            # With max_epochs=-1 an iterable without batches would be asked for them for ever.
+            self._refuse_nothing(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         values = {f"train/{name}_epoch": value for name, value in self._means.compute().items()}
         self._means.reset()
         if self._skipped_steps:
@@ -482,8 +528,22 @@ class LearningRule(Typed, LightningModule):
             return False
         return loop._should_check_val_fx(cast(_DataFetcher, fit_loop._data_fetcher))
 
+    def on_fit_end(self) -> None:
+        """Refuse to have learned from nothing: of a loader without batches Lightning starts no epoch."""
+        if self.trainer.limit_train_batches != 0:
+            self._refuse_nothing(self.trainer.fit_loop.max_batches)
+
+    def _refuse_nothing(self, batches: float) -> None:
+        if not batches:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has not learned: the training data are empty, or drop_last=True leaves out all "
+                "of them. Give more samples, or smaller batches."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that shapes the future, and plain constructor arguments."""
+        if self._trainer is not None:
+            refuse_together(lambda _: self._check_weights(), None)
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(type(self), self.hparams)
         metrics = self.trainer.callback_metrics if self._trainer is not None else {}
         own = {name: generator.state_dict() for name, generator in self.generators.items()}

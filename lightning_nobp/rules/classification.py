@@ -8,12 +8,16 @@ from inspect import Parameter, isclass, signature
 from typing import Any, ClassVar, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Accuracy, MeanMetric, Metric
 
 from lightning_nobp.nn.networks import PRESETS, NetworkFactory
 from lightning_nobp.rules.base import LearningRule
+from lightning_nobp.rules.faults import check_labels
 from lightning_nobp.rules.hyperparameters import to_plain
+
+_SETS = {"val": "validation", "test": "test"}
 
 
 class ClassificationRule(LearningRule):
@@ -97,7 +101,8 @@ class ClassificationRule(LearningRule):
         self.network = self.prepare_network(self.network)
         self.check_network(self.network)
         for stage in ("val", "test"):
-            self._metrics[f"{stage}/loss"] = MeanMetric()
+            # By default a nan would be left out, and the loss look as if there was none.
+            self._metrics[f"{stage}/loss"] = MeanMetric(nan_strategy=math.nan)
             if self.classifies:
                 assert self.num_classes is not None
                 self._metrics[f"{stage}/accuracy"] = Accuracy(task="multiclass", num_classes=self.num_classes)
@@ -131,10 +136,7 @@ class ClassificationRule(LearningRule):
         if not (isinstance(batch, list | tuple) and len(batch) > 1 and all(isinstance(t, Tensor) for t in batch[:2])):
             raise TypeError(f"{type(self).__name__} learns from batches (inputs, targets), not {type(batch)}")
         x, target = batch[:2]
-        if self.input_shape is not None and x[0].numel() != math.prod(self.input_shape):
-            raise ValueError(
-                f"inputs of shape {tuple(x.shape[1:])} do not fit the network's input_shape={self.input_shape}"
-            )
+        self._check_inputs(x)
         if not self.classifies:
             if not target.is_floating_point() or len(target) != len(x):
                 raise ValueError(
@@ -147,9 +149,51 @@ class ClassificationRule(LearningRule):
                 f"targets of type {target.dtype} and shape {tuple(target.shape)} are no class numbers: give integers, "
                 f"one a sample"
             )
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= cast(int, self.num_classes):
-            raise ValueError(f"targets from {low} to {high} do not fit num_classes={self.num_classes}: count from 0")
+        self.check_labels(batch)
+
+    def _check_inputs(self, x: Tensor) -> None:
+        if self.input_shape is not None and x.shape[1:].numel() != math.prod(self.input_shape):
+            raise ValueError(
+                f"inputs of shape {tuple(x.shape[1:])} do not fit the network's input_shape={self.input_shape}"
+            )
+
+    def check_labels(self, batch: Any) -> None:
+        """Refuse class numbers that there are not; of every batch, unless it comes from a GPU.
+
+        A loss may ignore them, or take a class from the end.
+
+        Args:
+            batch: Inputs and class numbers ``(batch,)``, integers.
+        """
+        check_labels(batch[1], cast(int, self.num_classes))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at class numbers while they are on the CPU, where that waits for no device."""
+        target = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+        # The first of an epoch is refused together, so that no rank waits for another.
+        is_first = self.trainer.training and self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
+        if self.classifies and _are_integers(target) and not (is_first or self.trainer.predicting):
+            self.check_labels(batch)
+        return batch
+
+    def find_fault(self, batch: Any) -> None:
+        """Say what is wrong with a batch of which a step has failed: its shape, targets, or the type of its inputs.
+
+        Raises:
+            TypeError: See :meth:`check_batch`.
+            ValueError: Likewise, or inputs of another type than the weights.
+        """
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        if self._trainer is not None and self.trainer.predicting:
+            self._check_inputs(x)
+        else:
+            self.check_batch(batch)
+        weights = next((p.dtype for p in self.parameters() if p.is_floating_point()), self.dtype)
+        if x.dtype != weights:
+            raise ValueError(
+                f"inputs of type {x.dtype} do not fit the weights, {weights}: convert them first, for images of bytes "
+                "x.float() / 255"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(batch, num_classes)`` of inputs ``(batch, *input_shape)``.
@@ -236,7 +280,8 @@ class ClassificationRule(LearningRule):
     def predict_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int = 0) -> Tensor:
         """Class probabilities ``(batch, num_classes)`` of ``x`` or ``(x, target)``; outputs if there are no classes."""
         x = batch if isinstance(batch, Tensor) else batch[0]
-        return self.probabilities(self(x)) if self.classifies else self(x)
+        with self._explained(batch):
+            return self.probabilities(self(x)) if self.classifies else self(x)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, over all ranks."""
@@ -250,7 +295,8 @@ class ClassificationRule(LearningRule):
         if batch_idx == 0:
             self.check_batch(batch)
         x, target = batch[:2]
-        outputs = self.batch_outputs(batch)
+        with self._explained(batch):
+            outputs = self.batch_outputs(batch)
         scores = outputs["scores"]
         if self.classifies and scores.shape[1:] != (self.num_classes,):
             raise ValueError(
@@ -267,8 +313,14 @@ class ClassificationRule(LearningRule):
         for name in ("loss", "accuracy") if self.classifies else ("loss",):
             metric = self._metric(stage, name)
             # The metric sums over ranks itself.
-            self.log(f"{stage}/{name}", metric.compute(), prog_bar=True)
+            value = metric.compute()
+            self.log(f"{stage}/{name}", value, prog_bar=True)
             metric.reset()
+            if not bool(value.isfinite()):
+                rank_zero_warn(
+                    f"{stage}/{name}={float(value)}: an input of the {_SETS[stage]} data is not finite or too large, "
+                    "or weights have become so. Check the data, or lower the learning rate"
+                )
 
     def _metric(self, stage: str, name: str) -> Metric:
         return cast(Metric, self._metrics[f"{stage}/{name}"])
@@ -292,6 +344,12 @@ def loss_of_module(loss: nn.Module, scores: Tensor, target: Tensor) -> Tensor:
             "reduction='mean'"
         )
     return found
+
+
+def _are_integers(target: Any) -> bool:
+    """Whether these are numbers, and looking at them waits for nothing."""
+    is_here = isinstance(target, Tensor) and target.device.type == "cpu" and target.numel() > 0
+    return is_here and not (target.is_floating_point() or target.is_complex())
 
 
 def _is_complete(factory: NetworkFactory) -> bool:

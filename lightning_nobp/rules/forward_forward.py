@@ -19,6 +19,7 @@ from lightning_nobp.nn.forward_forward_presets import ForwardForwardCNN, Forward
 from lightning_nobp.nn.forward_forward_readout import NeutralReadout
 from lightning_nobp.nn.networks import NetworkFactory
 from lightning_nobp.rules.classification import ClassificationRule, accuracy
+from lightning_nobp.rules.faults import check_labels
 from lightning_nobp.rules.random_state import RankGenerator
 
 Layers = Literal["all", "skip_first"] | list[int]
@@ -236,7 +237,7 @@ class ForwardForward(ClassificationRule):
         x, target = batch[:2]
         if not x.is_floating_point():
             raise TypeError(f"inputs of type {x.dtype} are no images in floating point: scale them, x.float() / 255")
-        if not x.isfinite().all():
+        if self.on_nonfinite == "raise" and not x.isfinite().all():
             raise ValueError("inputs with values that are not finite: check the data")
         if self.negatives == "hybrid" and (x.dim() != 4 or len(x) < 2):
             raise ValueError(
@@ -244,6 +245,12 @@ class ForwardForward(ClassificationRule):
             )
         if self.negatives == "given" and self.trainer.training:
             self._check_given(batch, target)
+
+    def check_labels(self, batch: Any) -> None:
+        """Refuse class numbers that there are not, wrong ones included."""
+        super().check_labels(batch)
+        if self.negatives == "given" and len(batch) > 2 and not batch[2].is_floating_point():
+            check_labels(batch[2], cast(int, self.num_classes), "wrong labels")
 
     def _check_given(self, batch: Sequence[Tensor], target: Tensor) -> None:
         if len(batch) < 3:
@@ -255,8 +262,6 @@ class ForwardForward(ClassificationRule):
             raise ValueError(
                 f"wrong labels of type {wrong.dtype}, shape {tuple(wrong.shape)}: give integers, one a sample"
             )
-        if int(wrong.min()) < 0 or int(wrong.max()) >= cast(int, self.num_classes):
-            raise ValueError(f"wrong labels outside 0 to {cast(int, self.num_classes) - 1}")
         if self.loss == "ff" and (wrong == target).any():
             raise ValueError("a wrong label equals the right one: its two forces would not cancel with loss='ff'")
 

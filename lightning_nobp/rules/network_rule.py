@@ -167,7 +167,8 @@ class NetworkRule(LearningRule):
         self.network = DynamicalNetwork(local, self.num_nodes, self.components, self.dt, self.integrator)
         self.check_network(self.network)
         for stage in ("val", "test"):
-            self._metrics[f"{stage}/loss"] = MeanMetric()
+            # By default a nan would be left out, and the loss look as if there was none.
+            self._metrics[f"{stage}/loss"] = MeanMetric(nan_strategy=math.nan)
 
     def check_network(self, network: DynamicalNetwork) -> None:
         """Refuse a network that the rule cannot train; by default every network is welcome.

@@ -136,6 +136,8 @@ class PCANet(ClosedFormRule):
         if self.classifier == "ridge":
             return ridge_solve(self.statistic("features").compute(), self.ridge)
         features, target = self.statistic("features").compute()
+        # Of a single sample torchmetrics makes a scalar.
+        target = target.reshape(-1)
         if self.classifier == "svm":
             return _linear_svm(features, target, cast(int, self.num_classes), self.svm_c)
         wanted = nn.functional.one_hot(target, cast(int, self.num_classes))
@@ -165,6 +167,12 @@ def _linear_svm(features: Any, target: Tensor, num_classes: int, c: float) -> Li
     """scikit-learn's one-against-rest classifiers; a class that never occurs gets the lowest scores."""
     from sklearn.svm import LinearSVC
 
+    classes = target.unique().tolist()  # type: ignore[no-untyped-call]
+    if len(classes) < 2:
+        raise ValueError(
+            f"all {len(target)} training samples are of class {classes[0]}: classifier='svm' needs two classes, so "
+            "check the labels, or take classifier='ridge'"
+        )
     found = LinearSVC(C=c, dual="auto", random_state=0).fit(features, target.numpy())
     weight = torch.zeros(features.shape[1], num_classes, dtype=torch.float64)
     bias = torch.full((num_classes,), -1e3, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """Timing-based backpropagation in spiking networks."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -29,6 +30,7 @@ from lightning_nobp.rules.synchronisation import gather_from_ranks
 _STATE_KEY = "spiking"
 _LOSSES = ("cross_entropy", "mse", "trace_mse")
 _MOST_SATURATED = 0.01
+_STATISTICS = ("spikes_per_neuron", "silent_fraction", "saturated_fraction", "synaptic_operations")
 # What is the network's to know, not the rule's.
 _NEURON_OPTIONS = tuple(field.name for field in fields(NeuronOptions))
 
@@ -227,12 +229,20 @@ class SpikeTimingBackprop(ClassificationRule):
         x, target = batch[:2]
         with torch.no_grad():
             self._prepare(x)
+            if self.on_nonfinite == "skip" and not bool(x.isfinite().all()):
+                return self._lost(x)
             found = passes_vjp(self.built_network(), x)
             self._check_spikes(spiking(found))
             scores = found[-1].outputs
             loss, *grads = self._objective().vjp(scores, found[-1].inputs, target)
             loss = loss + self._backward(found, *grads)
             return {"loss": loss, "accuracy": accuracy(scores, target)} | self._statistics(found)
+
+    def _lost(self, x: Tensor) -> dict[str, Tensor]:
+        """Of a batch that has no spike times: as many numbers as of any other, since processes average them."""
+        has_outputs = output_number(self.built_network()) is not None
+        names = ("loss", "accuracy", *_STATISTICS, *(("decision_time",) if has_outputs else ()))
+        return dict.fromkeys(names, x.new_full((), math.nan))
 
     def _backward(self, found: list[Pass], by_scores: Tensor | None, by_spikes: Tensor | None) -> Tensor:
         """Take the loss's gradient back through all layers, with those of the penalties; return the penalties' sum.
@@ -276,6 +286,8 @@ class SpikeTimingBackprop(ClassificationRule):
             return
         # All processes see the same samples, and find the same weights.
         joined = torch.cat([part.to(x) for part in gather_from_ranks(x.cpu())])
+        if self.on_nonfinite == "skip":
+            joined = joined[joined.flatten(1).isfinite().all(1)]
         if scales:
             initialise_from_data(network, joined, self.t_ref, self.gain, only_new=True)
         else:
@@ -310,12 +322,13 @@ class SpikeTimingBackprop(ClassificationRule):
         layers, number = spiking(found), output_number(self.built_network())
         output = None if number is None else found[number]
         hidden = [p.outputs for p in layers if p is not output] or [p.outputs for p in layers]
-        values = {
-            "spikes_per_neuron": _over_layers(spikes_per_neuron, hidden),
-            "silent_fraction": _over_layers(silent_fraction, hidden),
-            "saturated_fraction": _over_layers(saturated_fraction, [p.outputs for p in layers]),
-            "synaptic_operations": synaptic_operations(found).to(found[-1].outputs.dtype).mean(),
-        }
+        measured = (
+            _over_layers(spikes_per_neuron, hidden),
+            _over_layers(silent_fraction, hidden),
+            _over_layers(saturated_fraction, [p.outputs for p in layers]),
+            synaptic_operations(found).to(found[-1].outputs.dtype).mean(),
+        )
+        values = dict(zip(_STATISTICS, measured, strict=True))
         if output is not None:
             values["decision_time"] = decision_time(output.outputs, cast(SpikingLayer, output.layer).t_max)
         return values

@@ -506,7 +506,7 @@ def test_bad_batches_are_refused_in_training_and_validation(tmp_path, change, er
     [
         (None, r"negatives='given' needs batches \(inputs, class numbers, wrong class numbers\)"),
         (lambda y: y, "a wrong label equals the right one"),
-        (lambda y: y + 1, "wrong labels outside 0 to 2"),
+        (lambda y: y + 1, "wrong labels from 1 to 3 do not fit num_classes=3"),
         (lambda y: y.float(), "wrong labels of type torch.float32"),
     ],
 )

@@ -146,6 +146,8 @@ class HamiltonianLayer(EchoLayer):
             total = energy(at).sum()
             expected = torch.autograd.grad(total, at, allow_unused=True, materialize_grads=True)[0].detach()
         error = torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected).clamp_min(1e-30)
+        if not bool(error.isfinite()):
+            raise FloatingPointError(f"{name} is nan, or too large for {at.dtype}, at the start: scale the inputs down")
         self.refuse(
             float(error),
             at.dtype,

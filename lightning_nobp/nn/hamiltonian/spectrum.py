@@ -15,7 +15,7 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iteratio
         iterations: Products.
 
     Returns:
-        ``(batch,)``.
+        ``(batch,)``; nan where a product is not finite.
     """
     basis, images, v = [], [], _normalised(probe(like).flatten(1))
     for _ in range(min(iterations, v.shape[1])):
@@ -28,8 +28,10 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iteratio
             v = v - torch.einsum("bkn,bk->bn", span, torch.einsum("bkn,bn->bk", span, v))
         v = _normalised(v)
     small = torch.einsum("bkn,bln->bkl", torch.stack(basis, dim=1), torch.stack(images, dim=1))
-    found: Tensor = torch.linalg.eigvals(small).real.amax(dim=1)
-    return found
+    # LAPACK ends the process where it is given a nan.
+    finite = small.isfinite().flatten(1).all(dim=1)
+    found = torch.linalg.eigvals(torch.where(finite[:, None, None], small, 0.0)).real.amax(dim=1)
+    return torch.where(finite, found, torch.nan)
 
 
 def probe(like: Tensor) -> Tensor:
