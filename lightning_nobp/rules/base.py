@@ -16,7 +16,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
@@ -32,9 +31,11 @@ from lightning_nobp.rules.agreement import (
     check_lengths_agree,
     refuse_together,
 )
+from lightning_nobp.rules.batch_values import first_tensor, scalar
 from lightning_nobp.rules.faults import described, learned, not_finite
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
+from lightning_nobp.rules.restart import is_validation_due, leave_ended_epoch, validate
 from lightning_nobp.rules.synchronisation import (
     average_gradients,
     average_over_ranks,
@@ -43,10 +44,10 @@ from lightning_nobp.rules.synchronisation import (
     gather_from_ranks,
     world_size,
 )
+from lightning_nobp.rules.trainer_settings import check_trainer
 from lightning_nobp.typed import Typed
 
 _STATE_KEY = "lightning_nobp"
-_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
 class LearningRule(Typed, LightningModule):
@@ -149,7 +150,7 @@ class LearningRule(Typed, LightningModule):
         Raises:
             TypeError: There is no tensor with a length in the batch.
         """
-        first = _first_tensor(batch)
+        first = first_tensor(batch)
         if first is None:
             raise TypeError(
                 f"a batch of type {type(batch).__name__} has no tensor whose length is its number of samples: override "
@@ -221,7 +222,7 @@ class LearningRule(Typed, LightningModule):
         with self._explained(batch):
             found = self.compute_gradients(batch)
         # Plain numbers come from the CPU, and are summed beside the others.
-        values = {n: _scalar(n, value).to(self.device) for n, value in found.items()}
+        values = {n: scalar(n, value).to(self.device) for n, value in found.items()}
         num_samples = self.num_samples(batch)
         self._means.add(values, num_samples, only_finite=skips)
         self._log_step(values, num_samples)
@@ -436,23 +437,7 @@ class LearningRule(Typed, LightningModule):
         """No callbacks, but the first hook of a run: refuse what the Trainer was given and the rule cannot honour."""
         # It advises to save the weights before the step under names that no rule may use.
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        trainer, rule = self.trainer, type(self).__name__
-        for name, unset in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
-            value = getattr(trainer, name)
-            if value not in unset:
-                raise MisconfigurationException(
-                    f"Trainer({name}={value}): {rule} writes its own gradients, so give it {rule}({name}={value}), "
-                    f"on the command line --model.{name}={value}, and leave the Trainer's away."
-                )
-        if trainer.precision not in self.supported_precisions:
-            raise MisconfigurationException(
-                f"Trainer(precision={trainer.precision!r}): {rule} supports {', '.join(self.supported_precisions)}."
-            )
-        if type(trainer.strategy).__name__ not in _STRATEGIES:
-            raise MisconfigurationException(
-                f"Trainer(strategy=...) gave {type(trainer.strategy).__name__}: {rule} supports a single device, "
-                "'ddp' and 'ddp_spawn', since it needs whole parameters and writes their gradients itself."
-            )
+        check_trainer(self.trainer, type(self).__name__, self.supported_precisions)
         return []
 
     # Exact resume
@@ -494,39 +479,15 @@ class LearningRule(Typed, LightningModule):
         check_lengths_agree(self.trainer)
         has_ended = self._ended_epochs < self.current_epoch
         if has_ended:
-            self._leave_ended_epoch()
+            leave_ended_epoch(self.trainer)
         loop = self.trainer.fit_loop.epoch_loop
         # Lightning counts what was due after the batch as done, and goes on with the next.
-        if loop._should_check_val_epoch() if has_ended else self._validation_is_due():
-            self.trainer.validating = True
-            loop.val_loop.run()
-            self.trainer.training = True
+        if loop._should_check_val_epoch() if has_ended else is_validation_due(self.trainer):
+            validate(self.trainer)
         if has_ended:
             self._is_late = True
             self.on_train_epoch_end()
             self._is_late = False
-
-    def _leave_ended_epoch(self) -> None:
-        """Let the loops begin the next epoch.
-
-        Lightning would go on as if within the one that ended: callbacks would not hear of the start, and the counts in
-        the next checkpoints would make another resumed run repeat an epoch.
-        """
-        fit_loop = self.trainer.fit_loop
-        loop = fit_loop.epoch_loop
-        if loop.restarted_on_train_batch_end:
-            loop.batch_progress.increment_completed()
-        loop.batch_progress.reset_on_run()
-        loop.reset_restart_stage()
-        fit_loop.reset_restart_stage()
-
-    def _validation_is_due(self) -> bool:
-        """Whether the run was stopped between a batch within an epoch and the validation after it."""
-        fit_loop = self.trainer.fit_loop
-        loop = fit_loop.epoch_loop
-        if not loop.restarted_on_train_batch_end or loop.batch_progress.is_last_batch:
-            return False
-        return loop._should_check_val_fx(cast(_DataFetcher, fit_loop._data_fetcher))
 
     def on_fit_end(self) -> None:
         """Refuse to have learned from nothing: of a loader without batches Lightning starts no epoch."""
@@ -583,24 +544,6 @@ def _sum(parameters: list[nn.Parameter], loss: Tensor | None) -> Tensor:
 
 def _idle_optimizer() -> Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(()), requires_grad=False)], lr=0.0)
-
-
-def _first_tensor(batch: Any) -> Tensor | None:
-    """The first tensor with a length, in tuples, lists and dictionaries."""
-    if isinstance(batch, Tensor):
-        return batch if batch.dim() else None
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((found for found in map(_first_tensor, parts) if found is not None), None)
-
-
-def _scalar(name: str, value: Any) -> Tensor:
-    """A value to log as a tensor without dimensions."""
-    if isinstance(value, int | float):
-        return torch.tensor(float(value))
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise TypeError(f"compute_gradients returned {kind} as {name!r}: a value to log is one number")
-    return value.detach().reshape(())
 
 
 def _check_positive(name: str, value: float) -> None:
