@@ -4,14 +4,15 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lightning_nobp.files import write_whole
+from lightning_nobp.files import whole, write_whole
 
 _INSTEAD = "--ckpt_path last-good takes the newest checkpoint that can be read"
+_GOES_ON = "the checkpoint before it is whole; with room to write, --ckpt_path last-good goes on from there"
 
 
 class DamagedCheckpointError(ValueError):
@@ -39,7 +40,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
             return
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_whole(Path(path), buffer.getbuffer())
+        try:
+            write_whole(Path(path), buffer.getbuffer())
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {_GOES_ON}", str(path)) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -53,6 +57,42 @@ class DurableCheckpointIO(TorchCheckpointIO):
         if _is_remote(path):
             return super().load_checkpoint(path, map_location, weights_only)
         return load_checkpoint(path, map_location, weights_only is not False)
+
+
+def save_whole(path: Path, content: Any) -> None:
+    """:func:`torch.save` into a file that appears complete or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        content: See :func:`torch.save`.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
+    with whole(path) as file:
+        noting = _Noting(file)
+        try:
+            torch.save(content, noting)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise noting.failure or error from error
+
+
+class _Noting:
+    """A file that knows why it could not be written: torch says only at which position."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
@@ -112,4 +152,4 @@ def _is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-__all__ = ["DamagedCheckpointError", "DurableCheckpointIO", "load_checkpoint"]
+__all__ = ["DamagedCheckpointError", "DurableCheckpointIO", "load_checkpoint", "save_whole"]

@@ -1,11 +1,13 @@
 """Files that appear complete or not at all."""
 
+import codecs
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -21,14 +23,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: It cannot be written; names the file.
     """
-    try:
-        with _renamed(path) as file:
-            yield file
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        # A full disk does not say which file it was.
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    with naming(path), _renamed(path) as file:
+        yield file
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
@@ -45,11 +41,44 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table that appears complete or not at all.
+
+    Args:
+        path: The file; its folder is made.
+        columns: Their names.
+        rows: In the order of the columns; None stands for nothing.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
+    with whole(path) as file:
+        writer = csv.writer(codecs.getwriter("utf-8")(file))
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors name a file, which a full disk does not.
+
+    Raises:
+        OSError: As it came, with the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if error.errno is None or not (name is None or Path(os.fsdecode(name)).name.startswith(_part_prefix(path))):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 @contextmanager
 def _renamed(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside its destination, so that the last step is a rename on one file system.
-    part = path.with_name(f".{path.name}-{token_hex(4)}")
+    part = path.with_name(_part_prefix(path) + token_hex(4))
     try:
         with part.open("xb") as file:
             yield file
@@ -60,6 +89,10 @@ def _renamed(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _part_prefix(path: Path) -> str:
+    return f".{path.name}-"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,17 +1,18 @@
 """Figures and histograms, to whichever logger is there."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning_utilities.core.rank_zero import WarningCache
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.files import whole
 from lightning_nobp.rules.synchronisation import sum_over_ranks
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 MOST_BINS = 512
 """Of a histogram that W&B takes."""
+
+_SAID = WarningCache()
+"""Warnings that are not said again for every figure."""
 
 
 def log_figure(trainer: Trainer, name: str, figure: "Figure") -> None:
@@ -33,7 +37,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure") -> None:
         return
     taken = [_give_figure(logger, trainer, name, figure) for logger in trainer.loggers]
     if not any(taken):
-        figure.savefig(_file(trainer, name), dpi=120)
+        _save(trainer, name, figure)
 
 
 def log_histograms(trainer: Trainer, histograms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -47,7 +51,7 @@ def log_histograms(trainer: Trainer, histograms: Mapping[str, tuple[Tensor, Tens
         return
     taken = [_give_histograms(logger, trainer, histograms) for logger in trainer.loggers]
     if not any(taken):
-        histogram_figure(histograms).savefig(_file(trainer, "histograms"), dpi=120)
+        _save(trainer, "histograms", histogram_figure(histograms))
 
 
 class LogFigures(Callback):
@@ -214,7 +218,10 @@ def _leaves_nothing(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def _file(trainer: Trainer, name: str) -> Path:
+def _save(trainer: Trainer, name: str, figure: "Figure") -> None:
     folder = run_folder(trainer) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name.replace('/', '_')}-step={_step(trainer)}.png"
+    try:
+        with whole(folder / f"{name.replace('/', '_')}-step={_step(trainer)}.png") as file:
+            figure.savefig(file, format="png", dpi=120)
+    except OSError as error:
+        _SAID.warn(f"figures are left out, {folder} cannot be written: {error.strerror}")

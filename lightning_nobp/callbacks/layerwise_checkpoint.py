@@ -1,6 +1,5 @@
 """Checkpoints of a network that grows, a file for each layer."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.checkpoints import save_whole
 from lightning_nobp.nn.residual_compensation import ResCNet
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 
@@ -42,14 +42,9 @@ class LayerwiseCheckpoint(Callback):
         if pl_module.stage - 1 != network.num_fitted or not network.num_fitted:
             return
         folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
         if network.num_fitted == 1:
             _remove_from(folder, 2)
-        path = _file(folder, network.num_fitted)
-        part = path.with_suffix(".part")
-        torch.save(network.compensation(network.num_fitted).state_dict(), part)
-        # A file of that name is whole.
-        os.replace(part, path)
+        save_whole(_file(folder, network.num_fitted), network.compensation(network.num_fitted).state_dict())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove layers that the network does not use in the end."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_nobp.callbacks.run_folder import run_folder, write_csv
 from lightning_nobp.datamodules.series import SeriesDataModule
+from lightning_nobp.files import whole
 from lightning_nobp.functional.network_inference import (
     Link,
     Statistics,
@@ -71,7 +72,8 @@ class NetworkWriter(Callback):
         write_csv(trainer, "links.csv", Link._fields, (row._asdict() for row in rows))
         import networkx as nx
 
-        nx.write_graphml(network_graph(weights, error, names, self.least), run_folder(trainer) / "network.graphml")
+        with whole(run_folder(trainer) / "network.graphml") as file:
+            nx.write_graphml(network_graph(weights, error, names, self.least), file)
 
     def _error(self, trainer: Trainer, rule: LightningModule) -> Tensor:
         assert isinstance(rule, DynamicalNetworkBackprop)

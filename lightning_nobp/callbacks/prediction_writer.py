@@ -1,8 +1,5 @@
 """Predictions as a table in a file."""
 
-import csv
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +11,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from lightning_nobp.callbacks.run_folder import run_folder
+from lightning_nobp.checkpoints import save_whole
 from lightning_nobp.datamodules.sampler import EpochBatchSampler
+from lightning_nobp.files import whole, write_csv
 from lightning_nobp.rules.synchronisation import gather_from_ranks
 
 MOST_OUTPUTS = 1000
@@ -78,7 +77,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         found = _in_order(parts, _classifies(pl_module))
         path = Path(self.path) if self.path is not None else run_folder(trainer) / "predictions.csv"
-        _write(path, found)
+        _WRITERS[path.suffix](path, found)
         # Below the progress bar, which is still open.
         print(f"\n{sum(len(p[1]) for p in parts)} predictions: {path}")
 
@@ -137,18 +136,6 @@ def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if len(known) == len(tensors) else None
 
 
-def _write(path: Path, found: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        _WRITERS[path.suffix](Path(part), found)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
 def _columns(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Columns of a table; what is several numbers a sample makes several, numbered."""
     columns: dict[str, Tensor] = {}
@@ -162,10 +149,7 @@ def _columns(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_csv(path: Path, found: dict[str, Tensor]) -> None:
     columns = _columns(found)
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(columns)
-        rows.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+    write_csv(path, columns, zip(*(column.tolist() for column in columns.values()), strict=True))
 
 
 def _write_parquet(path: Path, found: dict[str, Tensor]) -> None:
@@ -173,11 +157,8 @@ def _write_parquet(path: Path, found: dict[str, Tensor]) -> None:
     import pyarrow.parquet
 
     columns = {name: column.contiguous().numpy() for name, column in _columns(found).items()}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with whole(path) as file:
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def _write_tensors(path: Path, found: dict[str, Tensor]) -> None:
-    torch.save(found, path)
-
-
-_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".pt": _write_tensors}
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".pt": save_whole}

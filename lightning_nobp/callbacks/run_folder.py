@@ -1,11 +1,12 @@
 """Where a run keeps its files."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+
+from lightning_nobp import files
 
 
 def write_csv(trainer: Trainer, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -17,12 +18,7 @@ def write_csv(trainer: Trainer, name: str, columns: Sequence[str], rows: Iterabl
         columns: In order; a row may lack some.
         rows: By column.
     """
-    folder = run_folder(trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(run_folder(trainer) / name, columns, ([row.get(column) for column in columns] for row in rows))
 
 
 def run_folder(trainer: Trainer) -> Path:

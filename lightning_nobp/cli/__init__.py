@@ -63,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"nobp: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # Of a file, which it names: where in the code it arose tells a user nothing.
+        print(f"nobp: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(command: str) -> Callable[[list[str]], int]:

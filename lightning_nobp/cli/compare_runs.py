@@ -68,8 +68,17 @@ Rehearsed = dict[str, dict[str, Any]]
 """By a run's label, the options with which it fills its budget, or the error of its rehearsal."""
 
 
-def run_all(runs: list[Run], asked: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Add to ``results`` as each run ends, in the order of the runs; one that failed has ``error`` among them."""
+def run_all(
+    runs: list[Run], asked: argparse.Namespace, results: list[dict[str, Any]], keep: Callable[[], None]
+) -> None:
+    """Add to ``results`` as each run ends, in the order of the runs; one that failed has ``error`` among them.
+
+    Args:
+        runs: To carry out.
+        asked: Options of the comparison.
+        results: To add to.
+        keep: Called when one was added.
+    """
     context = multiprocessing.get_context(_start_method())
     if context.get_start_method() == "forkserver":
         # Imports are paid once, and every run starts from the same process image.
@@ -85,6 +94,7 @@ def run_all(runs: list[Run], asked: argparse.Namespace, results: list[dict[str, 
             task = progress.add_task(f"{run.label}, seed {run.seed}", total=None, state="starting")
             result = _run_one(context, run, asked, rehearsed, Display(progress, task))
             results.append({"recipe": run.label, "seed": run.seed} | result)
+            keep()
             state = f"failed: {result['error']}" if "error" in result else _reached(result)
             progress.update(task, state=state, total=1, completed=1)
             progress.advance(total)

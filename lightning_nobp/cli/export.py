@@ -1,6 +1,7 @@
 """``nobp export``: the trained network, free of this package."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_nobp.checkpoints import load_checkpoint
+from lightning_nobp.files import write_whole
 from lightning_nobp.nn import FieldSystem, SpikingLayer, densify
 from lightning_nobp.rules import ClassificationRule, NetworkRule
 
@@ -77,7 +79,7 @@ def export(checkpoint: Path, file: Path) -> float:
         ValueError: Another suffix, a file that is no checkpoint of such a rule, or a network without a graph.
         ImportError: ONNX is not installed.
     """
-    writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
+    writers = {".pt2": _pt2, ".onnx": _onnx}
     if file.suffix not in writers:
         raise ValueError(f"{file}: the file must end in .pt2 (torch.export) or .onnx")
     rule, content = _load(checkpoint)
@@ -89,8 +91,8 @@ def export(checkpoint: Path, file: Path) -> float:
     # Sparse layers need this package where the file is used, dense ones with zeros do not.
     rule.add_module("network", densify(rule.built_network()))
     network = (rule.built_network() if plain else Scores(rule)).eval()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scores = writers[file.suffix](network, x, file, _about(rule, content))
+    exported, scores = writers[file.suffix](network, x, _about(rule, content))
+    write_whole(file, exported)
     return float((scores.double() - expected.double()).abs().max())
 
 
@@ -174,36 +176,38 @@ def _about(rule: _Exportable, content: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
-def _write_pt2(network: nn.Module, x: Tensor, file: Path, about: dict[str, Any]) -> Tensor:
+def _pt2(network: nn.Module, x: Tensor, about: dict[str, Any]) -> tuple[bytes, Tensor]:
+    """The file, and the scores that it gives."""
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, file, extra_files={"lightning_nobp.json": json.dumps(about)})
-        loaded = torch.export.load(file).module()
+        torch.export.save(program, buffer, extra_files={"lightning_nobp.json": json.dumps(about)})
+        buffer.seek(0)
+        loaded = torch.export.load(buffer).module()
     with torch.no_grad():
-        return loaded(x)  # type: ignore[no-any-return]
+        return buffer.getvalue(), loaded(x)
 
 
-def _write_onnx(network: nn.Module, x: Tensor, file: Path, about: dict[str, Any]) -> Tensor:
+def _onnx(network: nn.Module, x: Tensor, about: dict[str, Any]) -> tuple[bytes, Tensor]:
+    """The file, and the scores that it gives."""
     try:
         import onnx.reference
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"{file} needs onnx: pip install 'lightning-nobp[onnx]'") from error
+        raise ImportError("an .onnx file needs onnx: pip install 'lightning-nobp[onnx]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
         )
         assert program is not None
-        program.save(file)
-    model = onnx.load(file)
+    model = program.model_proto
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
-    onnx.save(model, file)
     session = onnx.reference.ReferenceEvaluator(model)
     [scores] = session.run(None, {model.graph.input[0].name: _to_numpy(x)})
     # numpy's own types have no bfloat16.
-    return torch.from_numpy(np.asarray(scores).astype("float64"))
+    return model.SerializeToString(), torch.from_numpy(np.asarray(scores).astype("float64"))
 
 
 def _to_numpy(x: Tensor) -> Any:

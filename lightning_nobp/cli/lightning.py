@@ -43,6 +43,7 @@ from lightning_nobp.cli.arguments import RUNS, prepare
 from lightning_nobp.cli.recipes import UsageError, nearest
 from lightning_nobp.cli.rule_figures import figures, spacing
 from lightning_nobp.cli.run_config import RunConfig
+from lightning_nobp.cli.run_logger import RunLogger, reserve
 from lightning_nobp.cli.wandb_run import describe, finish
 from lightning_nobp.rules import ClassificationRule, LearningRule
 
@@ -64,6 +65,8 @@ _NOISE = (
 
 _SAY_ENOUGH = (MisconfigurationException, FloatingPointError, OSError, WrongGradientError)
 """Errors of settings, numbers and files: where in the code they arose tells a user nothing."""
+
+_OF_WORKER = "Original Traceback (most recent call last)"
 
 _NOT_SAID = re.compile(
     r"Does not validate against any|Subtypes: |Errors:|Given value|Expected a <class 'NoneType'>"
@@ -274,11 +277,17 @@ class NobpCLI(LightningCLI):
         """CSV files, which need no account, or their folder alone; what is not training leaves no run behind."""
         if self.subcommand not in (None, "fit"):
             return {"logger": False}
-        logger = CSVLogger(asked.default_root_dir, name=self.recipe)
-        return {"logger": logger} if asked.logger is None else {"default_root_dir": logger.log_dir}
+        logger = RunLogger(asked.default_root_dir, name=self.recipe)
+        if asked.logger is None:
+            return {"logger": logger}
+        reserve(logger)
+        return {"default_root_dir": logger.log_dir}
 
     def before_fit(self) -> None:
         """Keep the last epoch beside the best, and show at the end what came out and what to do next."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, CSVLogger | TensorBoardLogger):
+                reserve(logger)
         more: list[Callback] = [FitSummary("nobp test --config {run}/config.yaml --ckpt_path best")]
         if self.trainer.checkpoint_callback is not None:
             # Behind the one that keeps the best, which is the Trainer's own.
@@ -321,13 +330,13 @@ def main(arguments: list[str]) -> int:
         finish(exit_code=status)
         return status
     except _SAY_ENOUGH as error:
-        print(f"nobp: {error}", file=sys.stderr)
+        print(f"nobp: {_said(error)}", file=sys.stderr)
         finish(exit_code=1)
         return 1
     except (TypeError, ValueError) as error:
         if not _is_refusal(error):
             raise
-        print(f"nobp: {error}", file=sys.stderr)
+        print(f"nobp: {_said(error)}", file=sys.stderr)
         finish(exit_code=2)
         return 2
     finish()
@@ -336,6 +345,9 @@ def main(arguments: list[str]) -> int:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether this package raised it itself, on purpose, and not something that it called."""
+    if _OF_WORKER in str(error):
+        last = str(error).rpartition('  File "')[2]
+        return "/lightning_nobp/" in last.partition('"')[0] and "\n    raise " in last
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -344,6 +356,12 @@ def _is_refusal(error: Exception) -> bool:
         return False
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
     return line.strip().startswith("raise ")
+
+
+def _said(error: Exception) -> str:
+    """Its message; what a worker of a DataLoader raised comes with the worker's traceback around it."""
+    text = str(error)
+    return text.rstrip().splitlines()[-1].partition(": ")[2] if _OF_WORKER in text else text
 
 
 def quieten() -> None:

@@ -58,9 +58,10 @@ def in_child(work: Callable[[Task, Connection], dict[str, Any]], task: Task, pro
     except UsageError as error:
         progress.send(("failed", str(error)))
     except BaseException as error:
+        # Before anything else is written: the disk may be full.
+        progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))
         finish(exit_code=1)
         traceback.print_exc()
-        progress.send(("failed", f"{type(error).__name__}: {error}".strip().splitlines()[0]))
 
 
 def rehearse(task: Task, progress: Connection) -> dict[str, Any]:

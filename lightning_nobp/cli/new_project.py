@@ -5,6 +5,7 @@ import keyword
 from pathlib import Path
 
 from lightning_nobp.cli.recipes import UsageError
+from lightning_nobp.files import write_whole
 
 _TEMPLATE = Path(__file__).parent / "template"
 _PACKAGE, _DISTRIBUTION = "my_project", "my-project"
@@ -35,7 +36,6 @@ def create(folder: Path) -> None:
     for source in sorted(path for path in _TEMPLATE.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         relative = source.relative_to(_TEMPLATE)
         target = folder / str(relative.with_name(_RENAMED.get(relative.name, relative.name))).replace(_PACKAGE, package)
-        target.parent.mkdir(parents=True, exist_ok=True)
         text = source.read_text().replace(_PACKAGE, package).replace(_DISTRIBUTION, package.replace("_", "-"))
-        target.write_text(text)
+        write_whole(target, text)
     print(f"{folder}\nnext: cd {folder} && pip install -e '.[test]' && pytest && nobp fit --config configs/digits.yaml")

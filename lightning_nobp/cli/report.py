@@ -1,6 +1,5 @@
 """What ``nobp compare`` writes and prints."""
 
-import csv
 import json
 import os
 import platform
@@ -13,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lightning_nobp.files import whole, write_csv, write_whole
+
 FIELDS = (
     *("recipe", "seed", "test_accuracy", "noisy_test_accuracy", "test_loss"),
     *("seconds", "cpu_seconds", "training_cpu_seconds", "epochs", "steps", "samples"),
@@ -23,37 +24,31 @@ COUNTS = ("cost_evaluations", "samples_seen")
 COLUMNS = ("recipe", "test accuracy", "seconds", "parameters", "peak MiB", "alignment")
 
 
-def write(
-    out: Path,
-    results: list[dict[str, Any]],
-    command: str,
-    planned: int,
-    budget: float | None = None,
-    weight_noise: float | None = None,
-) -> None:
+def write(out: Path, results: list[dict[str, Any]], about: dict[str, Any]) -> None:
     """Write ``results.csv``, ``results.json``, ``curves.png`` and ``report.md`` into a folder.
 
     Args:
         out: The folder.
         results: One entry a run.
-        command: What was called.
-        planned: How many runs it was to be; fewer results if it was interrupted.
-        budget: Seconds of the processor of each training, if they were set.
-        weight_noise: Relative noise of the weights in ``noisy_test_accuracy``, if it was asked for.
+        about: See :func:`write_results`.
     """
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(results)
-    about = conditions() | {
-        "command": command,
-        "planned": planned,
-        "budget": budget,
-        "weight_noise": weight_noise,
-    }
-    (out / "results.json").write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
-    draw(results).savefig(out / "curves.png", dpi=130)
-    (out / "report.md").write_text(markdown(results, about))
+    write_results(out, results, about)
+    write_csv(out / "results.csv", FIELDS, ([result.get(field) for field in FIELDS] for result in results))
+    with whole(out / "curves.png") as file:
+        draw(results).savefig(file, format="png", dpi=130)
+    write_whole(out / "report.md", markdown(results, about))
+
+
+def write_results(out: Path, results: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Write ``results.json`` alone, of as many runs as are finished.
+
+    Args:
+        out: The folder.
+        results: One entry a run.
+        about: :func:`conditions`, and ``command``; ``planned``, how many runs it was to be; ``budget`` and
+            ``weight_noise`` as they were asked for, or None.
+    """
+    write_whole(out / "results.json", json.dumps(about | {"results": results}, indent=2) + "\n")
 
 
 def show(results: list[dict[str, Any]], out: Path) -> None:

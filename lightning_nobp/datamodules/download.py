@@ -3,12 +3,16 @@
 import errno
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+SILENCE = 30.0
+"""Seconds after which a server that says nothing is given up."""
 
 
 @contextmanager
@@ -20,8 +24,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def forbids_writing(error: OSError) -> bool:
-    """Whether it says that files may not be written: a read-only file system, or no permission."""
-    return isinstance(error, PermissionError) or error.errno == errno.EROFS
+    """Whether it says that files cannot be written: a read-only file system, no permission, or no room."""
+    return isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def provide(folder: Path, complete: Callable[[], bool], fetch: Callable[[Path], Path], by_hand: str) -> None:
@@ -68,15 +72,29 @@ def install(folder: Path, fetch: Callable[[Path], Path], by_hand: str) -> None:
     # Beside its destination, so that the last step is a rename on one file system.
     part = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
-        made = fetch(part)
+        with _time_out(SILENCE):
+            made = fetch(part)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(made, folder)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of HTTP, of archives, of checksums: each library has its own
         raise _failed(folder, error, by_hand) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def _time_out(seconds: float) -> Iterator[None]:
+    """Of connections that say nothing of it themselves, as torchvision's do: they would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _failed(folder: Path, error: Exception, by_hand: str) -> OSError:
-    return OSError(f"{folder.name} could not be downloaded ({error}). {by_hand}")
+    # torchvision says it in several lines.
+    said = " ".join(str(error).split()) or type(error).__name__
+    return OSError(f"{folder.name} could not be downloaded ({said}). {by_hand}")

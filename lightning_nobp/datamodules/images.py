@@ -1,8 +1,6 @@
 """Image files: decoding, and a cache of the decoded pixels."""
 
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_nobp.checkpoints import save_whole
 from lightning_nobp.datamodules.download import exclusive, forbids_writing
+from lightning_nobp.files import write_whole
 
 
 class FileSource:
@@ -77,7 +77,7 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
 
     The file is written beside its name and renamed, so it is whole or absent; its checksum lies in
     ``<cache>.sha256`` together with a fingerprint of the image files, and a cache that fits neither is made anew. In a
-    folder that cannot be written to, a cache is read if there is one.
+    folder that cannot be written to, a cache is read if there is one; on a full disk there is none, with a warning.
 
     Args:
         source: The image files.
@@ -90,7 +90,7 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
     try:
         with exclusive(cache):
             found = _read(cache, fingerprint)
-            return found if found is not None else _write(decode_all(source), cache, fingerprint)
+            return found if found is not None else _keep(decode_all(source), cache, fingerprint)
     except OSError as error:
         if not forbids_writing(error):
             raise
@@ -98,7 +98,7 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
     found = _read(cache, fingerprint)
     if found is not None:
         return found
-    warnings.warn(f"{cache.parent} is read-only: images are decoded anew in every run", stacklevel=2)
+    warnings.warn(f"{cache.parent} is read-only or full: images are decoded anew in every run", stacklevel=2)
     return decode_all(source)
 
 
@@ -131,17 +131,14 @@ def _read(cache: Path, fingerprint: str) -> Tensor | None:
     return images
 
 
-def _write(images: Tensor, cache: Path, fingerprint: str) -> Tensor:
-    # The note goes first: without it a leftover cache of other images could pass for this one.
-    _note(cache).unlink(missing_ok=True)
-    handle, part = tempfile.mkstemp(dir=cache.parent, prefix=f".{cache.name}-")
+def _keep(images: Tensor, cache: Path, fingerprint: str) -> Tensor:
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(images, file)
-        checksum = _checksum(Path(part))
-        os.replace(part, cache)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    _note(cache).write_text(f"{checksum} {fingerprint}\n")
+        # The note goes first: without it a leftover cache of other images could pass for this one.
+        _note(cache).unlink(missing_ok=True)
+        save_whole(cache, images)
+        write_whole(_note(cache), f"{_checksum(cache)} {fingerprint}\n")
+    except OSError as error:
+        warnings.warn(
+            f"{cache} cannot be written ({error.strerror}): images are decoded anew in every run", stacklevel=3
+        )
     return images

@@ -41,12 +41,17 @@ def read_series(path: Path) -> Series:
         return _from_table(path, _read_csv(path))
     if path.suffix == ".parquet":
         return _from_table(path, _read_parquet(path))
-    if path.suffix == ".npy":
-        return _from_array(path, {"x": np.load(path)})
-    if path.suffix == ".npz":
-        with np.load(path) as found:
-            return _from_array(path, dict(found))
+    if path.suffix in (".npy", ".npz"):
+        return _from_array(path, _read_arrays(path))
     raise ValueError(f"path={str(path)!r}: the file must end in .csv, .parquet, .npz or .npy")
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        found = np.load(path)
+        return {"x": found} if path.suffix == ".npy" else dict(found)
+    except Exception as error:  # of zip files, of zlib, of numpy: none of them names the file
+        raise ValueError(f"{path} is damaged, or no file of arrays: {error}") from error
 
 
 def _from_array(path: Path, arrays: dict[str, np.ndarray]) -> Series:

@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import wandb
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from test_files import files_of_at_most
 from toys import backprop, loader, trainer
 
 from lightning_nobp.callbacks import LogFigures, run_folder
@@ -115,3 +117,13 @@ def test_more_bins_than_wandb_takes_are_refused():
     assert LogFigures(bins=wandb.Histogram.MAX_LENGTH).bins == MOST_BINS
     with pytest.raises(ValueError, match="bins=513 must be at most 512"):
         LogFigures(bins=513)
+
+
+def test_a_full_disk_costs_the_figures_and_not_the_run(tmp_path):
+    with files_of_at_most(1000), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fit(tmp_path, logger=False)
+    assert run.state.finished
+    said = [str(warning.message) for warning in caught if "figures" in str(warning.message)]
+    assert said == [f"figures are left out, {tmp_path / 'figures'} cannot be written: File too large"]
+    assert list((tmp_path / "figures").iterdir()) == []

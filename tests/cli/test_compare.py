@@ -436,3 +436,23 @@ def test_the_picture_shows_the_accuracy_where_there_is_one_and_no_empty_legend()
     classes = [POINT | {"val/loss": 0.1, "val/accuracy": 0.5}]
     assert draw([{"recipe": "one", "curve": classes}]).axes[0].get_ylabel() == "validation accuracy, %"
     assert not draw([{"recipe": "one", "curve": []}]).legends
+
+
+def test_a_killed_comparison_has_lost_nothing_but_the_run_under_way(tmp_path):
+    out = tmp_path / "out"
+    code = "import sys; from lightning_nobp.cli import main; sys.exit(main())"
+    quick = ("--set", "trainer.max_epochs=1", "--set", "data.repeats=1")
+    command = [sys.executable, "-c", code, "compare", "xor/mgd", "--seeds=50", *quick, f"--out={out}"]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not (out / "results.json").is_file() or len(list(out.rglob("log.txt"))) < 3:
+            assert run.poll() is None
+            time.sleep(0.01)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    found = json.loads((out / "results.json").read_text())
+    assert found["planned"] == 50
+    assert [result["seed"] for result in found["results"]] == list(range(len(found["results"])))
+    # A run begins when the one before it is kept.
+    assert len(found["results"]) >= len(list(out.rglob("log.txt"))) - 1 > 0

@@ -24,6 +24,7 @@ from fake_data import (
     write_image,
 )
 from PIL import Image
+from test_files import files_of_at_most
 from torchvision import datasets
 
 from lightning_nobp.datamodules import (
@@ -428,13 +429,37 @@ def test_cache_in_a_read_only_folder_is_used(tmp_path, make_read_only):
         assert torch.equal(everything(data)[0], before)
 
 
+def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path):
+    folder = make_tiny_imagenet(tmp_path)
+    data = TinyImageNetDataModule(root=str(tmp_path))
+    with (
+        files_of_at_most(1000),
+        pytest.warns(UserWarning, match=r"train-images\.pt cannot be written \(File too large"),
+    ):
+        full = everything(data)[0]
+    assert [p.name for p in folder.glob("*train-images*")] == [".train-images.pt.lock"]
+    assert torch.equal(everything(data)[0], full)
+    assert (folder / "train-images.pt").is_file()
+
+
+def test_a_disk_without_room_for_a_lock_costs_the_cache_and_not_the_run(tmp_path, monkeypatch):
+    make_tiny_imagenet(tmp_path)
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", self.lock_file)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", full)
+    with pytest.warns(UserWarning, match="is read-only or full"):
+        assert len(everything(TinyImageNetDataModule(root=str(tmp_path)))[0]) == 30
+
+
 def test_other_errors_of_the_disk_are_not_taken_for_a_read_only_folder(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(self, *args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error", self.lock_file)
 
     make_tiny_imagenet(tmp_path)
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    with pytest.raises(OSError, match="Input/output error"):
         TinyImageNetDataModule(root=str(tmp_path)).load("train")
 
 
