@@ -56,7 +56,9 @@ def test_honest_archives_are_unpacked(tmp_path):
     folder = tarfile.TarInfo("data")
     folder.type = tarfile.DIRTYPE
     hostile.tar_of(tmp_path / "a.tar.gz", folder, ("data/a", b"one"), ("./data/deep/b", b"two"), ("data/empty", b""))
-    hostile.zip_with(tmp_path / "a.zip", ("data/", b""), ("data/a", b"one"), ("data/deep/b", b"two"), ("data/empty", b""))
+    hostile.zip_with(
+        tmp_path / "a.zip", ("data/", b""), ("data/a", b"one"), ("data/deep/b", b"two"), ("data/empty", b"")
+    )
     for archive in ("a.tar.gz", "a.zip"):
         into = tmp_path / f"of {archive}"
         unpack(tmp_path / archive, into, FEW)
