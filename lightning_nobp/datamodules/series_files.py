@@ -1,8 +1,9 @@
 """Time series of several nodes in files."""
 
 import csv
-import warnings
+import math
 import zipfile
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -104,25 +105,35 @@ def _from_array(path: Path, arrays: dict[str, np.ndarray]) -> Series:
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
-    # Spreadsheets mark UTF-8 at the start of a file.
     try:
+        # Spreadsheets mark UTF-8 at the start of a file.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header = [name.strip() for name in next(csv.reader(file), [])]
+            lines = csv.reader(file)
+            header = [name.strip() for name in next(lines, [])]
+            _check_header(path, header)
+            values = array("d")
+            for row in lines:
+                values.extend(_read_row(path, row, lines.line_num, len(header)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no table of UTF-8 text: {error}") from error
-    _check_header(path, header)
-    rows = _read_rows(path)
-    if not rows.size:
+    if not values:
         raise ValueError(f"{path} has no rows below its header")
-    if rows.shape[1] != len(header):
-        raise ValueError(f"{path}: {len(header)} names in the header, but {rows.shape[1]} columns")
-    return dict(zip(header, rows.T, strict=True))
+    return dict(zip(header, np.array(values).reshape(-1, len(header)).T, strict=True))
+
+
+def _read_row(path: Path, row: list[str], line: int, columns: int) -> list[float]:
+    """Its numbers, and nan for what is none; nothing of an empty line or a comment."""
+    if (row and row[0].startswith("#")) or (len(row) < 2 and not "".join(row).strip()):
+        return []
+    if len(row) != columns:
+        raise ValueError(f"{path}: {columns} names in the header, but {len(row)} columns in line {line}")
+    return [_number(cell) for cell in row]
 
 
 def _check_header(path: Path, header: list[str]) -> None:
     if not header:
         raise ValueError(f"{path} is empty. Give {_LAYOUT}")
-    if all(_is_number(name) for name in header):
+    if not any(math.isnan(_number(name)) for name in header):
         raise ValueError(f"{path} has no header: its first row must name the columns. Give {_LAYOUT}")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise ValueError(f"{path}: columns must be separated by commas, not as in {header[0][:40]!r}")
@@ -131,25 +142,11 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise ValueError(f"{path}: two columns are called {twice!r}")
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
-
-
-def _read_rows(path: Path) -> np.ndarray:
-    """Numbers below the header; what is none is nan."""
-    with warnings.catch_warnings():
-        # Of no rows there is a message of ours.
-        warnings.filterwarnings("ignore", ".*Empty input file")
-        try:
-            return np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
-        except ValueError as error:
-            # It has a line for every line of the file.
-            said = " ".join(line.strip() for line in str(error).splitlines()[:2])
-            raise ValueError(f"{path} is no table of numbers: {said}") from error
+        return math.nan
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,9 @@ undefined-behaviour sanitizers: they check each access to memory and end the pro
 are of a run with those kernels where the last column says so.
 """
 
+import faulthandler
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -40,11 +42,14 @@ DTYPES = st.sampled_from(list(TOLERANCE))
 PAIR = st.tuples
 
 
+def are_sanitized(config: pytest.Config) -> bool:
+    return "sanitize" in str(config.getoption("--kernels"))
+
+
 @pytest.fixture
 def fuzz(request, repetitions, count):
     """Tries a check on so many random cases, and notes what it found."""
-    kernels = request.config.getoption("--kernels")
-    sanitized = "yes" if kernels is not None and "sanitize" in str(kernels) else "no"
+    sanitized = "yes" if are_sanitized(request.config) else "no"
 
     def run(what: str, full: int, strategy: Any, check: Callable[[Any], float]) -> None:
         worst: list[float] = []
@@ -181,6 +186,35 @@ def test_structures_that_are_wrong(fuzz):
     fuzz("sparse: a wrong index (must be refused)", 3000, case, check)
 
 
+def follow_a_wrong_index() -> None:
+    """What every check above prevents."""
+    structure = SparseStructure.from_mask(torch.ones(4, 4, dtype=torch.bool))
+    for step in (1, 10**3, 10**6, 10**8):
+        column = structure.column + step
+        indices = structure.row_first, column, structure.column_first, structure.row, structure.origin
+        wrong = SparseStructure(structure.shape, *indices, trusted=True)
+        sparse_linear(torch.randn(2, 4), torch.randn(16), wrong, backend="native")
+
+
+def test_the_sanitizers_see_a_wrong_index(request, count):
+    if not are_sanitized(request.config):
+        pytest.skip("the kernels are compiled without sanitizers: make sanitize")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 2)
+        faulthandler.disable()
+        follow_a_wrong_index()
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, errors="replace") as pipe:
+        said = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    assert "AddressSanitizer" in said
+    about = {"examples": 1, "difference": "", "findings": 1, "sanitizers": "yes"}
+    count("Kernels", kernel="sparse linear with a wrong index, unchecked (must be found)", **about)
+
+
 def draw_train(batch: int, events: int, inputs: int, ties: bool, dtype: torch.dtype) -> SpikeTrain:
     counts = torch.randint(0, events + 1, (batch,))
     times = torch.rand(batch, events, dtype=dtype)
@@ -263,7 +297,7 @@ def test_events_that_are_wrong(fuzz):
         train.times[0], train.index[0] = torch.rand(events).double().sort().values, 0
         WRONG_EVENTS[what](train)
         weight = torch.randn(inputs, neurons, dtype=torch.float64)
-        with pytest.raises(ValueError, match=r"times|index|num_events"):
+        with pytest.raises(ValueError, match=r"times|index|num_events|t_max"):
             lif_record(train.times, train.index, train.counts, weight, 3, 1.0, 0.5, backend="native")
         return 0.0
 
