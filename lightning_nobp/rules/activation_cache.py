@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_nobp.files import naming
+
 
 class CachedRows(NamedTuple):
     """What the cache holds of some samples."""
@@ -33,7 +35,7 @@ class ActivationCache:
         folder: Where files are kept (they vanish with the cache); None keeps everything in memory.
 
     Raises:
-        OSError: There is no room on the disk.
+        OSError: There is no room on the disk; names the file.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class _FileRows(_Rows):
     def __init__(self, path: Path, rows: int, width: int, dtype: torch.dtype) -> None:
         self.width = width
         self._path, self._dtype, self._shape = path, dtype, (rows, width * dtype.itemsize)
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             size = rows * width * dtype.itemsize
             # Writing through a mapping to a full disk would kill the process: the room is taken now.
             if hasattr(os, "posix_fallocate") and size:

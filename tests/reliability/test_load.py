@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import live
 from steps_watch import EVERY, resident_mib
 
 from lightning_nobp.checkpoints import load_checkpoint
@@ -120,50 +121,35 @@ def test_many_runs_in_one_comparison_leave_nothing_behind(tmp_path, count, repet
     assert states[late][1] - states[early][1] <= 2
 
 
-def at_once(folder: Path, number: int, *arguments: str) -> list["subprocess.Popen[str]"]:
-    """Start a command so often at the same instant: all of them have imported everything before."""
-    code = (
-        "import sys, lightning_nobp.cli.lightning, lightning_nobp.cli.compare; from lightning_nobp.cli import main;"
-        "print('ready', flush=True); sys.stdin.readline(); sys.exit(main())"
-    )
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            cwd=folder,
-            env=environment(),
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(number)
-    ]
-    for run in runs:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    return runs
-
-
-def statuses(runs: list["subprocess.Popen[str]"]) -> list[int]:
-    found = []
-    for run in runs:
-        _, errors = run.communicate()
-        assert "Traceback" not in errors, errors
-        found.append(run.returncode)
+def at_once(folder: Path, number: int, *arguments: str) -> list[int]:
+    """Statuses of a command that starts so often at the same instant, in processes that have imported everything."""
+    folder.mkdir(exist_ok=True)
+    read, write = os.pipe()
+    children = []
+    for k in range(number):
+        children.append(os.fork())
+        if not children[-1]:
+            status = 70
+            try:
+                os.chdir(folder)
+                os.close(write)
+                os.read(read, 1)  # until the last has closed the other end
+                status = live(arguments, folder / f"log-{k}.txt").status
+            finally:
+                os._exit(status)
+    os.close(read)
+    os.close(write)
+    found = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for log in folder.glob("log-*.txt"):
+        assert "Traceback" not in log.read_text(), log.read_text()
     return found
 
 
 def test_trainings_that_start_at_the_same_instant_do_not_mix(tmp_path, count):
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "together").mkdir()
     quick = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=20", "--trainer.log_every_n_steps=1")
     command = ("fit", "--config=digits/backprop", *quick, "--trainer.enable_progress_bar=false")
-    assert statuses(at_once(tmp_path / "alone", 1, *command)) == [0]
-    assert statuses(at_once(tmp_path / "together", 8, *command)) == [0] * 8
+    assert at_once(tmp_path / "alone", 1, *command) == [0]
+    assert at_once(tmp_path / "together", 8, *command) == [0] * 8
     [alone] = (tmp_path / "alone/runs/digits/backprop").iterdir()
     runs = sorted((tmp_path / "together/runs/digits/backprop").iterdir())
     assert [run.name for run in runs] == [f"version_{number}" for number in range(8)]
@@ -187,15 +173,14 @@ def test_trainings_that_start_at_the_same_instant_do_not_mix(tmp_path, count):
 
 def test_comparisons_that_start_at_the_same_instant_do_not_mix(tmp_path, count):
     quick = ("--set=trainer.max_epochs=1", "--set=data.repeats=100")
-    (tmp_path / "alone").mkdir()
-    assert statuses(at_once(tmp_path / "alone", 1, "compare", "xor/mgd", *quick, "--out=out")) == [0]
+    assert at_once(tmp_path / "alone", 1, "compare", "xor/mgd", *quick, "--out=out") == [0]
     expected = outcome(tmp_path / "alone" / "out")
-    assert statuses(at_once(tmp_path, 8, "compare", "xor/mgd", *quick)) == [0] * 8
+    assert at_once(tmp_path, 8, "compare", "xor/mgd", *quick) == [0] * 8
     folders = list((tmp_path / "runs" / "compare").iterdir())
     assert len(folders) == 8
     assert all(outcome(folder) == expected for folder in folders)
     count("At the same instant", command="nobp compare", started=8, folders=8, equal_to_a_run_alone=8, refused=0)
-    found = statuses(at_once(tmp_path, 8, "compare", "xor/mgd", *quick, "--out=same"))
+    found = at_once(tmp_path, 8, "compare", "xor/mgd", *quick, "--out=same")
     # Whoever comes when the first is done may use the folder again.
     assert set(found) == {0, 2}
     assert outcome(tmp_path / "same") == expected
