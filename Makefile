@@ -66,9 +66,9 @@ sanitize: $(VENV)/.installed-test  ## the tests of the kernels, with every acces
 	CFLAGS="$(SANITIZERS)" CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext \
 		--build-lib build/sanitize --build-temp build/sanitize/objects
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest --kernels=build/sanitize/lightning_nobp/csrc \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest --kernels=build/sanitize/lightning_nobp/csrc -m "" --scale 0.1 \
 		tests/functional/test_sparse_kernels.py tests/functional/test_sparse.py \
-		tests/functional/quaternion/test_hadamard.py tests/functional/spiking
+		tests/functional/quaternion/test_hadamard.py tests/functional/spiking tests/reliability/test_fuzzed_kernels.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build lightning_nobp/csrc/*.so

@@ -108,28 +108,50 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: b
         FileNotFoundError: There is no such file.
         DamagedCheckpointError: It is damaged, no checkpoint, or holds what ``weights_only`` refuses.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    _check_sums(path)
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        raise DamagedCheckpointError(_refusal(path, error)) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
-        raise DamagedCheckpointError(f"{path} is no checkpoint that torch can read: {_first_line(error)}") from error
+    content = load_whole(path, map_location, weights_only)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise DamagedCheckpointError(f"{path} is no checkpoint of a training: it has no 'state_dict'")
     return content
 
 
-def _check_sums(path: Path) -> None:
-    """Every checksum in the file, which torch itself does not look at."""
+def load_whole(path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> Any:
+    """What :func:`torch.save` wrote into a file that is whole: any content, of a file that may come from a stranger.
+
+    Args:
+        path: The file, of torch 1.6 or newer.
+        map_location: See :func:`torch.load`.
+        weights_only: See :func:`load_checkpoint`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedCheckpointError: It is damaged, would need more memory than it has bytes, or holds what ``weights_only``
+            refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    _check_archive(path)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise DamagedCheckpointError(_refusal(path, error)) from error
+    except Exception as error:  # whatever a damaged pickle makes of itself
+        raise DamagedCheckpointError(f"{path} is no checkpoint that torch can read: {_first_line(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Its size, and every checksum in it, which torch itself does not look at."""
     try:
         with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError, RuntimeError) as error:
+            entries = archive.infolist()
+            # Torch compresses nothing, and would take the memory that a file of a few bytes asks for.
+            inflates = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            inflates |= sum(entry.file_size for entry in entries) > path.stat().st_size
+            wrong = None if inflates else archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({error}). {_INSTEAD}") from error
+    if inflates:
+        raise DamagedCheckpointError(f"{path} is compressed, as torch's files never are: it is refused unread")
     if wrong is not None:
         raise DamagedCheckpointError(f"{path} is damaged: the checksum of {wrong} is wrong. {_INSTEAD}")
 
@@ -152,4 +174,4 @@ def _is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-__all__ = ["DamagedCheckpointError", "DurableCheckpointIO", "load_checkpoint", "save_whole"]
+__all__ = ["DamagedCheckpointError", "DurableCheckpointIO", "load_checkpoint", "load_whole", "save_whole"]

@@ -58,6 +58,11 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]])
         writer.writerows(rows)
 
 
+def shown(path: Path) -> str:
+    """A path as a line of text holds it: quoted if it has line ends, or bytes that are no text."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let errors name a file, which a full disk does not.

@@ -4,14 +4,17 @@ import os
 import pickle
 import zipfile
 
+import hostile_files as hostile
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from toys import trainer
 
-from lightning_nobp.checkpoints import DamagedCheckpointError, DurableCheckpointIO, load_checkpoint
+from lightning_nobp.callbacks import load_layers
+from lightning_nobp.checkpoints import DamagedCheckpointError, DurableCheckpointIO, load_checkpoint, load_whole
 from lightning_nobp.datamodules import DigitsDataModule
-from lightning_nobp.rules import Backprop
+from lightning_nobp.nn import ResCNet
+from lightning_nobp.rules import Backprop, SparseProp
 
 
 @pytest.fixture
@@ -71,6 +74,48 @@ def test_a_plain_pickle_is_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(DamagedCheckpointError, match=r"damaged or no checkpoint"):
         load_checkpoint("evil.ckpt", weights_only=False)
     assert os.listdir() == ["evil.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: hostile.zip_of(path, "file/data/0", hostile.zeros(3 * hostile.GIB), 3 * hostile.GIB),
+        lambda path: hostile.compressed({"state_dict": {}}, path),
+        lambda path: hostile.zip_of(path, "file/data/", bytes(1000), 1000, copies=99),
+    ],
+    ids=["3 GiB of zeros", "as torch saves, but compressed", "names that share their bytes"],
+)
+def test_a_file_that_would_take_more_memory_than_it_has_bytes_is_refused_unread(tmp_path, make):
+    make(tmp_path / "bomb.ckpt")
+    with pytest.raises(DamagedCheckpointError, match=r"bomb.ckpt is compressed, as torch's files never are"):
+        load_whole(tmp_path / "bomb.ckpt")
+
+
+def test_a_call_in_a_checkpoint_that_asks_for_a_terabyte_is_refused(tmp_path):
+    torch.save({"state_dict": {"w": hostile.Large()}}, tmp_path / "large.ckpt")
+    with pytest.raises(DamagedCheckpointError, match=r"large.ckpt"):
+        load_checkpoint(tmp_path / "large.ckpt")
+
+
+@pytest.mark.parametrize("save", hostile.SAVED_WITH_CODE.values(), ids=hostile.SAVED_WITH_CODE)
+@pytest.mark.parametrize("content", [hostile.Code(), {"weight": hostile.Code()}], ids=["alone", "as a weight"])
+def test_code_in_files_of_layers_and_of_pretrained_weights_is_refused_and_not_run(tmp_path, monkeypatch, save, content):
+    monkeypatch.chdir(tmp_path)
+    save(content, tmp_path / "layer_0001.pt")
+    with pytest.raises(DamagedCheckpointError, match=r"layer_0001.pt"):
+        load_layers(ResCNet((1, 8, 8), 10, depth=2, channels=6, first_kernel_size=3), tmp_path)
+    rule = SparseProp(network="mlp", num_classes=10, input_shape=(1, 8, 8))
+    with pytest.raises(DamagedCheckpointError, match=r"layer_0001.pt"):
+        rule.load_pretrained(tmp_path / "layer_0001.pt")
+    assert not (tmp_path / hostile.TOUCHED).exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weight": 3}, {"state_dict": 5}])
+def test_pretrained_weights_that_are_none_are_named(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    rule = SparseProp(network="mlp", num_classes=10, input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=r"pretrained: .*other.pt holds no weights"):
+        rule.load_pretrained(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), {"weight": torch.zeros(3)}, [1, 2], {"state_dict": None}])

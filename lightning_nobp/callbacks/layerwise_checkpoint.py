@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_nobp.callbacks.growth import check_growth
 from lightning_nobp.callbacks.run_folder import run_folder
-from lightning_nobp.checkpoints import save_whole
+from lightning_nobp.checkpoints import load_whole, save_whole
 from lightning_nobp.nn.residual_compensation import ResCNet
 from lightning_nobp.rules.residual_compensation import ResidualCompensation
 from lightning_nobp.typed import Typed
@@ -81,10 +80,10 @@ def load_layers(network: ResCNet, folder: str | Path, depth: int | None = None) 
             raise FileNotFoundError(f"{path}: there is no such layer")
         if count >= network.depth:
             raise ValueError(f"{folder} holds more layers than the network's depth={network.depth}: give depth=...")
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = load_whole(path)
         try:
             network.compensation(count + 1).load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         count += 1
     network.num_fitted = count

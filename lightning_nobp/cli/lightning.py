@@ -37,7 +37,7 @@ from lightning_nobp.callbacks import (
     StopOnInterrupt,
     WrongGradientError,
 )
-from lightning_nobp.checkpoints import DurableCheckpointIO
+from lightning_nobp.checkpoints import DurableCheckpointIO, load_checkpoint
 from lightning_nobp.cli.arguments import RUNS, prepare
 from lightning_nobp.cli.recipes import UsageError, nearest
 from lightning_nobp.cli.rule_figures import figures, spacing
@@ -199,6 +199,21 @@ class NobpCLI(LightningCLI):
             return getattr(data, name, None) if given is None else given
 
         return read
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the rule's arguments from the checkpoint, once that is known to be whole and to hold no code."""
+        command = self.config.get("subcommand")
+        given = self.config[command] if command else {}
+        path = given.get("ckpt_path")
+        if not (path and Path(path).is_file()):
+            return
+        content = load_checkpoint(path, weights_only=given.get("weights_only") is not False)
+        arguments = dict(content.get("hyper_parameters", {}))
+        arguments.pop("_instantiator", None)
+        if "_class_path" in arguments:
+            arguments = {"class_path": arguments.pop("_class_path"), "dict_kwargs": arguments}
+        if arguments:
+            self.config = self.parser.parse_object({command: {"model": arguments}}, self.config)
 
     def before_instantiate_classes(self) -> None:
         """Say where predictions go, and what is untrained."""

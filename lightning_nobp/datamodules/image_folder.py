@@ -72,7 +72,10 @@ class ImageFolderDataModule(ImageDataModule):
         """The images of ``root/<split>``."""
         if self._classes(split) != self.class_names:
             differing = sorted(set(self._classes(split)) ^ set(self.class_names))
-            raise ValueError(f"{self.root / split} and {self.root / 'train'} differ in classes: {', '.join(differing)}")
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise ValueError(
+                f"{self.root / split} and {self.root / 'train'} differ in classes: {', '.join(differing[:5])}{more}"
+            )
         files: list[Path] = []
         labels: list[int] = []
         for number, name in enumerate(self.class_names):
@@ -97,6 +100,9 @@ class ImageFolderDataModule(ImageDataModule):
         names = tuple(p.name for p in _visible(folder) if p.is_dir()) if folder.is_dir() else ()
         if not names:
             raise FileNotFoundError(f"{folder} has no folder a class: images belong in {folder}/<class>/ (root=...)")
+        unreadable = next((name for name in names if not name.isprintable()), None)
+        if unreadable is not None:
+            raise ValueError(f"{folder}: the name of a class must be text without line ends, not {unreadable!r}")
         return names
 
 

@@ -1,6 +1,7 @@
 """Image files: decoding, and a cache of the decoded pixels."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_nobp.checkpoints import save_whole
+from lightning_nobp.checkpoints import DamagedCheckpointError, load_whole, save_whole
 from lightning_nobp.datamodules.download import exclusive, forbids_writing
-from lightning_nobp.files import write_whole
+from lightning_nobp.files import shown, write_whole
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may be, whatever its name says: some of Pillow's formats start other programs."""
 
 
 class FileSource:
@@ -47,15 +51,30 @@ def decode(path: Path, size: tuple[int, int], resize: bool) -> Tensor:
     """
     height, width = size
     try:
-        with Image.open(path) as image:
-            colour = image.convert("RGB")
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        with Image.open(path, formats=_FORMATS) as image:
+            colour = _in_colour(image)
     except Exception as error:  # Pillow's readers fail with SyntaxError, ValueError and more on a broken file
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise ValueError(f"{shown(path)} cannot be read as an image: {error}") from error
     if colour.size != (width, height):
         if not resize:
-            raise ValueError(f"{path} has {colour.size[0]}x{colour.size[1]} pixels, not {width}x{height}")
+            raise ValueError(f"{shown(path)} has {colour.size[0]}x{colour.size[1]} pixels, not {width}x{height}")
         colour = colour.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(colour)).permute(2, 0, 1)
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """With three channels of 8 bits."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {most} (PIL.Image.MAX_IMAGE_PIXELS)")
+    if image.mode.startswith("I;16"):
+        # Pillow would cut each number off at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its numbers of 32 bits do not tell what is white: save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def decode_all(source: FileSource) -> Tensor:
@@ -86,16 +105,16 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
     Returns:
         ``(num_samples, 3, height, width)``, uint8.
     """
-    fingerprint = _fingerprint(source)
+    fingerprint, shape = _fingerprint(source), (len(source.files), 3, *source.size)
     try:
         with exclusive(cache):
-            found = _read(cache, fingerprint)
+            found = _read(cache, fingerprint, shape)
             return found if found is not None else _keep(decode_all(source), cache, fingerprint)
     except OSError as error:
         if not forbids_writing(error):
             raise
     # Without the lock: nobody can write here, but a cache that came with the images can be read.
-    found = _read(cache, fingerprint)
+    found = _read(cache, fingerprint, shape)
     if found is not None:
         return found
     warnings.warn(f"{cache.parent} is read-only or full: images are decoded anew in every run", stacklevel=2)
@@ -105,7 +124,8 @@ def decode_cached(source: FileSource, cache: Path) -> Tensor:
 def _fingerprint(source: FileSource) -> str:
     digest = hashlib.sha256(repr(source.size).encode())
     for file in source.files:
-        digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+        # Names may hold anything but a zero byte.
+        digest.update(os.fsencode(f"{file.parent.name}/{file.name}\0{file.stat().st_size}\n"))
     return digest.hexdigest()
 
 
@@ -118,17 +138,27 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(cache: Path, fingerprint: str) -> Tensor | None:
+def _read(cache: Path, fingerprint: str, shape: tuple[int, ...]) -> Tensor | None:
     if not (cache.is_file() and _note(cache).is_file()):
         return None
-    noted = _note(cache).read_text().split()
-    if len(noted) != 2 or noted[1] != fingerprint:
+    with _note(cache).open("rb") as file:
+        noted = file.read(1000).split()
+    if len(noted) != 2 or noted[1] != fingerprint.encode():
         return None
-    if noted[0] != _checksum(cache):
+    # Whoever gave the images may have given the cache and its checksum too.
+    images = _pixels(cache, shape) if noted[0] == _checksum(cache).encode() else None
+    if images is None:
         warnings.warn(f"{cache} is damaged: the images are decoded anew", stacklevel=3)
-        return None
-    images: Tensor = torch.load(cache, weights_only=True)
     return images
+
+
+def _pixels(cache: Path, shape: tuple[int, ...]) -> Tensor | None:
+    try:
+        images = load_whole(cache)
+    except DamagedCheckpointError:
+        return None
+    fits = isinstance(images, Tensor) and images.dtype is torch.uint8 and images.shape == shape
+    return images if fits and images.is_contiguous() else None
 
 
 def _keep(images: Tensor, cache: Path, fingerprint: str) -> Tensor:

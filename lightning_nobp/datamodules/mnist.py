@@ -48,7 +48,7 @@ class MNISTDataModule(ImageDataModule):
         if not self._complete():
             raise FileNotFoundError(f"{self.dataset} is not complete in {self.folder}. {self._by_hand()}")
         image_file, label_file = (self.folder / name for name in self._files(split))
-        images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+        images, labels = read_idx(image_file, self.input_shape[1:]), read_idx(label_file)
         if len(images) != len(labels):
             raise ValueError(f"{label_file} has {len(labels)} labels for the {len(images)} images of {image_file.name}")
         if (labels >= self.num_classes).any():

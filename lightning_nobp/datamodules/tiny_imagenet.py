@@ -1,12 +1,12 @@
 """Tiny ImageNet."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_nobp.datamodules.archives import Limits, unpack
 from lightning_nobp.datamodules.augment import RandomHorizontalFlip, RandomShift
 from lightning_nobp.datamodules.base import ImageDataModule, TensorSource, Transform
 from lightning_nobp.datamodules.download import provide
@@ -15,6 +15,8 @@ from lightning_nobp.datamodules.images import FileSource, decode_cached
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 ANNOTATIONS = "val/val_annotations.txt"
+LIMITS = Limits(files=200_000, size=2**30)
+"""The archive unpacks to 120,000 files and folders, and 240 MB."""
 
 
 class TinyImageNetDataModule(ImageDataModule):
@@ -125,8 +127,7 @@ class TinyImageNetDataModule(ImageDataModule):
         import pooch
 
         archive = pooch.retrieve(URL, known_hash=f"md5:{MD5}", path=part, fname="tiny-imagenet-200.zip")
-        with zipfile.ZipFile(archive) as content:
-            content.extractall(part)
+        unpack(Path(archive), part, LIMITS)
         return part / "tiny-imagenet-200"
 
     def _by_hand(self) -> str:

@@ -90,7 +90,7 @@ def _backward(
 
 def _restored(shape: list[int], layout: tuple[Any, ...]) -> tuple[SparseStructure, native.Geometry | None]:
     *indices, numbers = layout
-    return SparseStructure(tuple(shape), *indices), _geometry(numbers)
+    return SparseStructure(tuple(shape), *indices, trusted=True), _geometry(numbers)
 
 
 def _geometry(numbers: list[int]) -> native.Geometry | None:

@@ -1,7 +1,7 @@
 """Where the non-zero weights of a layer are."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ class SparseStructure:
         column_first: ``(columns + 1,)``, int32, likewise for columns.
         row: ``(nnz,)``, int32, of every value in the order of columns; ascending in each column.
         origin: ``(nnz,)``, int32, the place of that value in the order of rows.
+        trusted: Whether this package made the indices. Others are checked: a kernel would follow them anywhere.
+
+    Raises:
+        TypeError: Indices that are not int32.
+        ValueError: Indices that are no structure of a weight of that shape.
     """
 
     shape: tuple[int, ...]
@@ -32,8 +37,13 @@ class SparseStructure:
     column_first: Tensor
     row: Tensor
     origin: Tensor
+    trusted: InitVar[bool] = field(default=False, kw_only=True)
     # Holds the flat index once it has been asked for; a compiler sees the list and no lock.
     _flat_index: list[Tensor] = field(default_factory=list, init=False)
+
+    def __post_init__(self, trusted: bool) -> None:
+        if not trusted:
+            _check(self)
 
     def __repr__(self) -> str:
         return f"SparseStructure(shape={self.shape}, nnz={self.nnz})"
@@ -70,6 +80,7 @@ class SparseStructure:
             _firsts(matrix.sum(0)),
             row[origin].to(torch.int32),
             origin.to(torch.int32),
+            trusted=True,
         )
 
     @property
@@ -120,11 +131,45 @@ class SparseStructure:
         """The same structure on a device."""
         if self.column.device == device:
             return self
-        return SparseStructure(self.shape, *(index.to(device) for index in self.tensors()))
+        return SparseStructure(self.shape, *(index.to(device) for index in self.tensors()), trusted=True)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The five index tensors, in the order of the fields."""
         return self.row_first, self.column, self.column_first, self.row, self.origin
+
+
+def _check(structure: SparseStructure) -> None:
+    rows, columns = structure.shape[0], math.prod(structure.shape[1:])
+    for index in structure.tensors():
+        if index.dtype is not torch.int32:
+            raise TypeError(f"indices of type {index.dtype}: those of a structure are int32")
+    row_first, column, column_first, row, origin = (index.long() for index in structure.tensors())
+    by_rows = _places(row_first, column, rows, columns)
+    by_columns = _places(column_first, row, columns, rows)
+    if by_rows is None or by_columns is None or origin.shape != column.shape or not _are_below(origin, len(column)):
+        fits = False
+    else:
+        fits = torch.equal(by_columns % rows * columns + by_columns // rows, by_rows[origin])
+    if not fits:
+        raise ValueError(
+            f"indices of {structure.nnz} weights are no structure of a weight of shape {structure.shape}: build it by "
+            "SparseStructure.from_mask(mask)"
+        )
+
+
+def _places(first: Tensor, second: Tensor, lines: int, length: int) -> Tensor | None:
+    """The places of weights line by line; None if they do not ascend, or not all are inside."""
+    if first.shape != (lines + 1,) or second.dim() != 1 or not _are_below(second, length):
+        return None
+    counts = first.diff()
+    if first[0] != 0 or first[-1] != len(second) or bool((counts < 0).any()):
+        return None
+    places = torch.arange(lines, device=second.device).repeat_interleave(counts) * length + second
+    return places if bool((places.diff() > 0).all()) else None
+
+
+def _are_below(index: Tensor, end: int) -> bool:
+    return bool(((index >= 0) & (index < end)).all())
 
 
 def _firsts(counts: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_nobp.checkpoints import load_whole
 from lightning_nobp.nn.crossover import check_threshold, measure_thresholds
 from lightning_nobp.nn.sparse import SparseLayer
 from lightning_nobp.nn.sparsify import (
@@ -192,8 +193,10 @@ def _newest(path: str | Path) -> Path:
 
 def _state_of(path: Path) -> OrderedDict[str, Tensor]:
     """The weights in a file, by their names in the network, with their metadata."""
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    given = content.get("state_dict", content)
+    content = load_whole(path)
+    given = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(given, dict) or not all(isinstance(v, Tensor) for v in given.values()):
+        raise ValueError(f"pretrained: {path} holds no weights: give a checkpoint, or a saved state_dict")
     prefix = "network." if any(name.startswith("network.") for name in given) else ""
     state = OrderedDict((n.removeprefix(prefix), v) for n, v in given.items() if n.startswith(prefix))
     metadata = {n.removeprefix(prefix): m for n, m in getattr(given, "_metadata", {}).items() if n.startswith(prefix)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_nobp.datamodules import TimeSeriesDataModule
+from lightning_nobp.datamodules.series_files import read_series
 
 DT = 0.5
 TIMES = DT * np.arange(100)
@@ -161,10 +162,10 @@ def test_bad_files_are_named(tmp_path):
         set_up(tmp_path / "y.npz")
     ragged = tmp_path / "ragged.csv"
     ragged.write_text("a,b\n1,2\n3\n")
-    with pytest.raises(ValueError, match="is no table of numbers"):
+    with pytest.raises(ValueError, match=r"ragged.csv: 2 names in the header, but 1 columns in line 3"):
         set_up(ragged)
     ragged.write_text("a,b,c\n1,2\n3,4\n")
-    with pytest.raises(ValueError, match="3 names in the header, but 2 columns"):
+    with pytest.raises(ValueError, match="3 names in the header, but 2 columns in line 2"):
         set_up(ragged)
 
 
@@ -212,3 +213,10 @@ def test_of_several_trajectories_the_bad_one_is_named(tmp_path):
     frame.loc[55, "a.x"] = np.nan
     with pytest.raises(ValueError, match=re.escape("trajectory 1: component 0 of node 'a' is nan at time 2.5 (row 5")):
         set_up(write(tmp_path, "csv", frame))
+
+
+def test_a_table_may_hold_comments_empty_lines_and_gaps(tmp_path):
+    path = tmp_path / "series.csv"
+    path.write_text('a.x,a.y\n1,"2"\n\n# a comment\n 3 ,\n x,1e400\n')
+    [x] = read_series(path).trajectories
+    assert torch.equal(x[:, 0].nan_to_num(-1, 9), torch.tensor([[1, 2], [3, -1], [-1, 9]], dtype=torch.float64))

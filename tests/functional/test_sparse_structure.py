@@ -50,3 +50,33 @@ def test_masks_and_dense_weights_come_back(shape, density):
 def test_a_wrong_mask_is_named(mask, error, message):
     with pytest.raises(error, match=message):
         SparseStructure.from_mask(mask)
+
+
+def test_indices_of_ones_own_are_taken_if_they_are_a_structure():
+    structure = SparseStructure.from_mask(torch.rand(5, 8) < 0.5)
+    assert torch.equal(SparseStructure(structure.shape, *structure.tensors()).mask(), structure.mask())
+
+
+@pytest.mark.parametrize(
+    ("which", "place", "value"),
+    [(0, 1, 9), (0, 0, 1), (1, 0, 8), (1, 0, -1), (1, 1, 0), (2, -1, 11), (3, 0, 5), (4, 0, 2**31 - 1), (4, 0, 1)],
+)
+def test_indices_that_a_kernel_would_follow_elsewhere_are_refused(which, place, value):
+    """Out of range, twice, not ascending, or of rows that are not those of the columns."""
+    structure = SparseStructure.from_mask(torch.ones(5, 2, dtype=torch.bool))
+    indices = [index.clone() for index in structure.tensors()]
+    indices[which][place] = value
+    with pytest.raises(
+        ValueError, match=r"indices of 10 weights are no structure of a weight of shape \(5, 2\): build"
+    ):
+        SparseStructure(structure.shape, *indices)
+
+
+def test_indices_of_another_type_or_number_are_refused():
+    shape, *indices = (5, 2), *SparseStructure.from_mask(torch.ones(5, 2, dtype=torch.bool)).tensors()
+    with pytest.raises(TypeError, match=r"indices of type torch.int64"):
+        SparseStructure(shape, *(index.long() for index in indices))
+    with pytest.raises(ValueError, match="are no structure"):
+        SparseStructure((2, 5), *indices)
+    with pytest.raises(ValueError, match="are no structure"):
+        SparseStructure(shape, *indices[:4], indices[4][:-1])

@@ -347,6 +347,10 @@ def _check_record(grad: Tensor, record: SpikeRecord, times: Tensor, weight: Tens
         raise TypeError(
             f"record with counts of {record.counts.dtype} and events of {record.event.dtype}: see lif_record"
         )
+    if record.counts.numel() and not record.counts.is_meta:
+        least, most = (int(n) for n in record.counts.aminmax())
+        if least < 0 or most > grad.shape[2]:
+            raise ValueError(f"record with counts from {least} to {most}: there is place for {grad.shape[2]} spikes")
 
 
 def _check_numbers(tau_v: TimeConstant, tau_i: TimeConstant, layer: _Layer) -> None:

@@ -84,6 +84,16 @@ def test_weights_whose_sum_overflows_are_refused(backend):
     assert not found.isnan().any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [-1, 4, 2**40])
+def test_a_record_with_more_spikes_than_it_has_places_for_is_refused(backend, bad):
+    train, weight = random_train(2, 4, 3), random_weight(3, 2)
+    record = lif_record(*events(train), weight, 3, 1.0, 0.5, backend=backend)
+    record.counts[1, 1] = bad
+    with pytest.raises(ValueError, match=rf"record with counts from .*{bad}: |record with counts from {bad} to"):
+        lif_spike_times_vjp(torch.ones(2, 2, 3).double(), record, *events(train), weight, 1.0, 0.5, backend=backend)
+
+
 @compiled
 def test_the_gradient_of_no_events_needs_no_memory():
     # In a process of its own, in which no call before it has left scratch space.
