@@ -11,6 +11,8 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, Union, get_args, get_
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _LONGEST = 120
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors; torch also steers by exceptions, which pass."""
 
 
 class Typed:
@@ -42,6 +44,10 @@ class Typed:
                 check_type(parameter.name, value, parameter.annotation)
         return super().__new__(cls)
 
+    def __getnewargs__(self) -> tuple[()]:
+        """Copies get a state, no arguments; torchmetrics would hand the letters of a metric's name to ``__new__``."""
+        return ()
+
 
 def explained(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function say what it was given when torch stumbles over that.
@@ -54,7 +60,7 @@ def explained(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return function(*args, **kwargs)
-        except Exception as error:
+        except _FAILURES as error:
             if is_refusal(error) or "allocate" in str(error):
                 raise
             given = signature(function).bind(*args, **kwargs).arguments

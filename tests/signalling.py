@@ -1,6 +1,7 @@
 """A callback that stops its own process, for the command line in tests."""
 
 import os
+import time
 
 from lightning.pytorch import Callback
 
@@ -22,3 +23,5 @@ class Signal(Callback):
     def _send(self):
         for _ in range(self.times):
             os.kill(os.getpid(), self.signum)
+            # Another thread may have taken it: Python answers in this one, a little later.
+            time.sleep(0.1)

@@ -1,5 +1,6 @@
 """Wrong arguments are told by their names, before a constructor runs, and when torch stumbles."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_nobp.functional.quaternion import hamilton_product, quaternion_linear
+from lightning_nobp.metrics import DecisionTime
 from lightning_nobp.typed import Typed, explained
 
 
@@ -109,7 +111,6 @@ def test_own_refusals_and_errors_of_functions_that_were_given_pass():
 
 
 def test_a_module_is_copied_and_pickled_without_its_arguments():
-    import copy
     import pickle
 
     from lightning_nobp.nn import MLP
@@ -118,3 +119,9 @@ def test_a_module_is_copied_and_pickled_without_its_arguments():
     for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert isinstance(again, nn.Sequential)
         assert again.hidden_dims == network.hidden_dims
+
+
+def test_metrics_are_copied_with_their_state():
+    metric = DecisionTime(t_max=2.0)
+    metric.update(torch.tensor([[[0.5]], [[1.5]]]))
+    assert torch.equal(copy.deepcopy(metric).compute(), metric.compute())

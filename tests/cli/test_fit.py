@@ -51,7 +51,7 @@ def test_configuration_of_a_run_stands_for_that_run():
         run = Path(f"runs/digits/backprop/version_{version}")
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints" / "last.ckpt").touch()
-        (run / "config.yaml").touch()
+        (run / "config.yaml").write_text("seed_everything: 0\n")
         (run / "run.json").write_text(json.dumps({"recipe": "digits/backprop", "started": version}))
     for config, version in (("digits/backprop", 1), ("runs/digits/backprop/version_0/config.yaml", 0)):
         prepared = prepare(["test", "--config", config, "--ckpt_path", "last"])
@@ -97,12 +97,12 @@ def test_a_run_of_a_logger_with_a_folder_of_its_own_is_found(nobp, quick):
     assert "test/accuracy" in test.out
 
 
-def test_a_broken_configuration_is_the_parsers_to_explain(nobp):
+def test_a_broken_configuration_is_said_to_be_no_yaml(nobp):
     Path("broken.yaml").write_text("trainer: {max_epochs: [\n")
     a_run(Path("runs/broken"), "broken")
     run = nobp("test", "--config=broken.yaml", "--ckpt_path=last")
     assert run.status == 2
-    assert "Problems parsing config" in run.err
+    assert "broken.yaml is no YAML" in run.err
 
 
 def test_testing_warns_of_no_callback_that_only_training_needs(in_trained):
