@@ -15,6 +15,9 @@ TESTS, COUNTED, PAGE = ROOT / "tests" / "reliability", ROOT / "docs" / "reliabil
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from tables import markdown  # noqa: E402
 
+ORDER = ("kill_and_resume", "surroundings", "distributed_faults", "numbers", "load", "hostile_files")
+"""What a reader asks for first; the others follow by name."""
+
 INTRODUCTION = """# Reliability
 
 A training of days must survive what happens in days: a killed process, a full disk, a file cut short, a peer that
@@ -26,7 +29,9 @@ it; each section names the command for it alone. The ordinary tests (`make test`
 def page() -> str:
     """What docs/reliability.md must hold."""
     lines = [INTRODUCTION]
-    for file in sorted(TESTS.glob("test_*.py")):
+    names = [file.stem.removeprefix("test_") for file in sorted(TESTS.glob("test_*.py"))]
+    for name in sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        file = TESTS / f"test_{name}.py"
         counts = COUNTED / f"{file.stem}.json"
         if counts.exists():
             lines += section(file, json.loads(counts.read_text()))
