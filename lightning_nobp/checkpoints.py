@@ -12,11 +12,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning_nobp.files import whole, write_whole
 
 _INSTEAD = "--ckpt_path last-good takes the newest checkpoint that can be read"
-_GOES_ON = "the checkpoint before it is whole; with room to write, --ckpt_path last-good goes on from there"
+_GOES_ON = "what was saved before is whole; with room to write, --ckpt_path last-good goes on from there"
 
 
 class DamagedCheckpointError(ValueError):
     """A file is no complete checkpoint; the message says which, and what is wrong with it."""
+
+
+class UnsafeCheckpointError(DamagedCheckpointError):
+    """A file holds more than tensors and plain values: loading it could run any code."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -134,7 +138,7 @@ def load_whole(path: str | Path, map_location: Any = "cpu", weights_only: bool =
     try:
         return torch.load(path, map_location=map_location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        raise DamagedCheckpointError(_refusal(path, error)) from error
+        raise UnsafeCheckpointError(_refusal(path, error)) from error
     except Exception as error:  # whatever a damaged pickle makes of itself
         raise DamagedCheckpointError(f"{path} is no checkpoint that torch can read: {_first_line(error)}") from error
 
@@ -148,7 +152,9 @@ def _check_archive(path: Path) -> None:
             inflates = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             inflates |= sum(entry.file_size for entry in entries) > path.stat().st_size
             wrong = None if inflates else archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError, RuntimeError, ValueError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever a damaged directory makes zipfile do, or the disk say
         raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({error}). {_INSTEAD}") from error
     if inflates:
         raise DamagedCheckpointError(f"{path} is compressed, as torch's files never are: it is refused unread")
@@ -174,4 +180,11 @@ def _is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-__all__ = ["DamagedCheckpointError", "DurableCheckpointIO", "load_checkpoint", "load_whole", "save_whole"]
+__all__ = [
+    "DamagedCheckpointError",
+    "DurableCheckpointIO",
+    "UnsafeCheckpointError",
+    "load_checkpoint",
+    "load_whole",
+    "save_whole",
+]

@@ -179,7 +179,7 @@ def _annotations(cls: type) -> tuple[list[Parameter], dict[str, Parameter]]:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except NameError:  # of a type that is imported for type checkers alone
+    except (NameError, SyntaxError, TypeError):  # a type imported for type checkers alone, or words
         return {}
 
 
@@ -213,7 +213,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if getattr(kind, "_is_protocol", False):
         return callable(value) or "__call__" not in vars(kind)
-    return isinstance(value, kind)
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # of a typed dictionary, whose instances are plain ones
+        return True
 
 
 def _fits_sequence(value: Any, parts: Sequence[Any]) -> bool:

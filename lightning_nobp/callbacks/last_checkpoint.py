@@ -25,9 +25,10 @@ class LastCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         # The newest need not be the best: loggers that keep checkpoints call them by these names.
         self.last_model_path, self.best_model_path = filepath, ""
-        if trainer.is_global_zero and Path(filepath).is_file():
-            os.replace(filepath, Path(filepath).with_name(PREVIOUS))
+        kept = _keep(Path(filepath)) if trainer.is_global_zero else None
         super()._save_checkpoint(trainer, filepath)
+        if kept is not None:
+            os.replace(kept, kept.with_name(PREVIOUS))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was trained since the last validation, which the run may never have reached."""
@@ -45,6 +46,22 @@ class LastCheckpoint(ModelCheckpoint):
     def _save_now(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _keep(path: Path) -> Path | None:
+    """A second name of a file that is about to be replaced, for when it is; None if there is no such file."""
+    if not path.is_file():
+        return None
+    # No *.ckpt, which it becomes when the new one is written.
+    kept = path.with_name(f".{PREVIOUS}-kept")
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:
+        # A file system without second names.
+        os.replace(path, path.with_name(PREVIOUS))
+        return None
+    return kept
 
 
 def _stand_before_validation(trainer: Trainer) -> None:

@@ -54,17 +54,26 @@ def resolve_in(which: str, run: Path) -> Path:
 def run_of(config: Path) -> dict[str, Any]:
     """What is noted of the run whose configuration this is; empty if it is no run's."""
     note = config.with_name(RUN_FILE)
-    return dict(json.loads(note.read_text())) if note.is_file() else {}
+    return _read(note) if note.is_file() else {}
 
 
 def _runs(recipe: str, roots: Iterable[Path]) -> list[Path]:
     """Folders of the recipe's runs, newest first."""
     found = set()
     for note in (note for root in roots for note in root.rglob(RUN_FILE)):
-        run = json.loads(note.read_text())
-        if run["recipe"] == recipe:
+        run = _read(note)
+        if run.get("recipe") == recipe:
             found.add((run["started"], note.parent))
     return [run for _, run in sorted(found, reverse=True)]
+
+
+def _read(note: Path) -> dict[str, Any]:
+    """What is noted of a run; nothing if the file is damaged."""
+    try:
+        return dict(json.loads(note.read_text()))
+    except (ValueError, TypeError):
+        print(f"nobp: passed over: {note} is damaged", file=sys.stderr)
+        return {}
 
 
 def _checkpoint(which: str, run: Path) -> Path | None:
@@ -78,10 +87,13 @@ def _checkpoint(which: str, run: Path) -> Path | None:
 
 def _is_good(checkpoint: Path) -> bool:
     """Whether it can be read; says so if not."""
-    from lightning_nobp.checkpoints import DamagedCheckpointError, load_checkpoint
+    from lightning_nobp.checkpoints import DamagedCheckpointError, UnsafeCheckpointError, load_checkpoint
 
     try:
         load_checkpoint(checkpoint)
+    except UnsafeCheckpointError:
+        # It is whole: whether to trust it is asked where it is loaded.
+        return True
     except DamagedCheckpointError as error:
         print(f"nobp: passed over: {error}", file=sys.stderr)
         return False

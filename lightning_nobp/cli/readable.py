@@ -24,7 +24,7 @@ def check_readable(path: Path) -> None:
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path} is no YAML: {error}") from error
     if not isinstance(root, MappingNode):
         raise UsageError(f"{path} holds no options: write 'model:', 'data:' and 'trainer:', as nobp show RECIPE does")

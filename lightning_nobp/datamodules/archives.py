@@ -87,6 +87,8 @@ def _unpack_zip(archive: Path, target: _Target) -> None:
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise target.refuse(f"its member {member.filename!r} is no plain file")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise target.refuse(f"its member {member.filename!r} is compressed in a way that knows no limits")
             if member.is_dir():
                 target.take(member.filename, None)
                 continue

@@ -69,7 +69,7 @@ def _in_colour(image: Image.Image) -> Image.Image:
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {most} (PIL.Image.MAX_IMAGE_PIXELS)")
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         # Pillow would cut each number off at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

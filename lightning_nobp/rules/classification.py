@@ -183,13 +183,15 @@ class ClassificationRule(LearningRule):
             TypeError: See :meth:`check_batch`.
             ValueError: Likewise, or inputs of another type than the weights.
         """
-        x = batch if isinstance(batch, Tensor) else batch[0]
-        if self._trainer is not None and self.trainer.predicting:
-            self._check_inputs(x)
-        else:
+        if self._trainer is None or not self.trainer.predicting:
             self.check_batch(batch)
+        x = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if not isinstance(x, Tensor):
+            return
+        self._check_inputs(x)
         weights = next((p.dtype for p in self.parameters() if p.is_floating_point()), self.dtype)
-        if x.dtype != weights:
+        # Whole numbers may be meant: indices of an embedding.
+        if x.dtype != weights and (x.is_floating_point() or x.dtype == torch.uint8):
             raise ValueError(
                 f"inputs of type {x.dtype} do not fit the weights, {weights}: convert them first, for images of bytes "
                 "x.float() / 255"

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,3 +166,19 @@ def test_best_of_a_run_whose_newest_is_damaged_says_so(fit, nobp):
     assert found.err.startswith(
         "nobp: --ckpt_path=best: runs/digits/backprop/version_0/checkpoints/last.ckpt is damaged"
     )
+
+
+def test_a_damaged_note_of_a_run_is_passed_over(fit, capsys):
+    assert fit().status == 0
+    run = Path("runs/digits/backprop/version_1")
+    run.mkdir()
+    (run / "run.json").write_text('{"recipe": "digits/')
+    assert resolve("last", "digits/backprop", [Path("runs")]).parts[-3] == "version_0"
+    assert f"passed over: {run}/run.json is damaged" in capsys.readouterr().err
+
+
+def test_whole_checkpoints_that_hold_code_are_left_to_whoever_loads_them(fit):
+    assert fit().status == 0
+    path = Path("runs/digits/backprop/version_0/checkpoints/last.ckpt")
+    torch.save(checkpoint(path) | {"more": re.compile("x")}, path)
+    assert resolve("last-good", "digits/backprop", [Path("runs")]) == path

@@ -23,7 +23,7 @@ def refused(tmp_path, archive, limits=FEW):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", hostile.ZIPS.keys() - SLOW)
+@pytest.mark.parametrize("name", sorted(hostile.ZIPS.keys() - SLOW))
 def test_zip_files_that_mean_harm_are_refused(tmp_path, name):
     hostile.ZIPS[name](tmp_path / "a.zip")
     refused(tmp_path, tmp_path / "a.zip")
