@@ -57,6 +57,7 @@ _NOISE = (
     ".*`torch.jit.script` is deprecated.*",
     ".*The dirpath has changed from.*",
     ".*Couldn't infer the batch indices.*",
+    ".*You have overridden `on_before_batch_transfer`.*",
     # Whoever tests writes no checkpoints: the one that is missing is ours.
     ".*callbacks used to create the checkpoint need to be provided.*LastCheckpoint.*",
 )
