@@ -17,7 +17,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(nobp, tmp_pat
         full = nobp(*again)
     assert full.status == 1
     assert re.fullmatch(
-        r"nobp: .*the checkpoint before it is whole; .*last-good goes on.*/epoch=\S+\.ckpt'", full.err.strip()
+        r"nobp: .*what was saved before is whole; .*last-good goes on.*/epoch=\S+\.ckpt'", full.err.strip()
     )
     for checkpoint in tmp_path.rglob("*.ckpt"):
         load_checkpoint(checkpoint)

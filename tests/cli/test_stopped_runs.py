@@ -98,6 +98,8 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint_as_if_never_killed(fit,
 
 
 def test_a_second_interrupt_stops_at_once(fit):
+    # Jobs in the background start with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stopped = fit(*sending(signal.SIGINT, 5, times=2))
     assert stopped.status == 1
     assert checkpoint(resolve("last", "digits/backprop", [Path("runs")]))["global_step"] == 4
