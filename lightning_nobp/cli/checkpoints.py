@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,36 +78,28 @@ def _read(note: Path) -> dict[str, Any]:
 
 def _checkpoint(which: str, run: Path) -> Path | None:
     checkpoints = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda p: (p.stat().st_mtime, p.name), reverse=True)
-    if which == "last-good":
-        return next(filter(_is_good, checkpoints), None)
-    if not checkpoints:
-        return None
-    return (_best(checkpoints[0]) if which == "best" else None) or checkpoints[0]
+    if which == "last":
+        return checkpoints[0] if checkpoints else None
+    newest, content = next(_readable(checkpoints), (None, {}))
+    return (_best(newest, content) if which == "best" and newest else None) or newest
 
 
-def _is_good(checkpoint: Path) -> bool:
-    """Whether it can be read; says so if not."""
+def _readable(checkpoints: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Those that are whole, with their content; says which are not."""
     from lightning_nobp.checkpoints import DamagedCheckpointError, UnsafeCheckpointError, load_checkpoint
 
-    try:
-        load_checkpoint(checkpoint)
-    except UnsafeCheckpointError:
-        # It is whole: whether to trust it is asked where it is loaded.
-        return True
-    except DamagedCheckpointError as error:
-        print(f"nobp: passed over: {error}", file=sys.stderr)
-        return False
-    return True
+    for checkpoint in checkpoints:
+        try:
+            yield checkpoint, load_checkpoint(checkpoint)
+        except UnsafeCheckpointError:
+            # It is whole: whether to trust it is asked where it is loaded.
+            yield checkpoint, {}
+        except DamagedCheckpointError as error:
+            print(f"nobp: passed over: {error}", file=sys.stderr)
 
 
-def _best(newest: Path) -> Path | None:
+def _best(newest: Path, content: dict[str, Any]) -> Path | None:
     """The best checkpoint so far, as the newest one remembers it."""
-    from lightning_nobp.checkpoints import DamagedCheckpointError, load_checkpoint
-
-    try:
-        content = load_checkpoint(newest)
-    except DamagedCheckpointError as error:
-        raise UsageError(f"--ckpt_path=best: {error}") from error
     for name, state in content.get("callbacks", {}).items():
         if name.startswith("ModelCheckpoint") and state.get("monitor") and state["best_model_path"]:
             best = Path(state["best_model_path"])

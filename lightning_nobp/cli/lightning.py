@@ -217,10 +217,14 @@ class NobpCLI(LightningCLI):
             self.config = self.parser.parse_object({command: {"model": arguments}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Say where predictions go, and what is untrained."""
-        if self.subcommand in (None, "fit"):
+        """Say where predictions go, and what weights there are to start with."""
+        if self.subcommand is None:
             return
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            if config.ckpt_path:
+                print(f"nobp: goes on from {config.ckpt_path}", file=sys.stderr)
+            return
         if not config.ckpt_path:
             print("nobp: no --ckpt_path: these are the weights that the rule starts with", file=sys.stderr)
             return

@@ -32,7 +32,7 @@ from lightning_nobp.rules.agreement import (
     refuse_together,
 )
 from lightning_nobp.rules.batch_values import first_tensor, scalar
-from lightning_nobp.rules.faults import described, learned, not_finite
+from lightning_nobp.rules.faults import described, learned, not_finite, total
 from lightning_nobp.rules.hyperparameters import picklable, plain_arguments, refuse_opaque
 from lightning_nobp.rules.random_state import RankGenerator, collect_random_state, restore_random_state
 from lightning_nobp.rules.restart import is_validation_due, leave_ended_epoch, validate
@@ -236,7 +236,7 @@ class LearningRule(Typed, LightningModule):
         own_sum = None
         if self.trainer.world_size > 1:
             # Behind the average it could not be told whose numbers are not finite.
-            own_sum = _sum(parameters, mean_loss)
+            own_sum = total(_step(parameters, mean_loss))
             mean_loss = self.synchronise_gradients(num_samples, mean_loss)
         self._step_optimizer(parameters, mean_loss, own_sum)
         return loss
@@ -273,7 +273,7 @@ class LearningRule(Typed, LightningModule):
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def _is_finite(self, parameters: list[nn.Parameter], loss: Tensor | None, own_sum: Tensor | None) -> bool:
-        if _sum(parameters, loss).isfinite():
+        if total(_step(parameters, loss)).isfinite():
             return True
         # A sum of finite entries may overflow: only now look at each.
         culprits = not_finite({n: p.grad for n, p in self.named_parameters() if p.grad is not None})
@@ -534,12 +534,10 @@ class LearningRule(Typed, LightningModule):
         self.save_hyperparameters(*plain, logger=False, frame=constructor)
 
 
-def _sum(parameters: list[nn.Parameter], loss: Tensor | None) -> Tensor:
-    """One number from one pass: whatever is not finite spoils it."""
-    sums = [p.grad.sum() for p in parameters if p.grad is not None]
-    if loss is not None:
-        sums.append(loss.detach().to(parameters[0].device))
-    return torch.stack(sums).sum() if sums else torch.zeros(())
+def _step(parameters: list[nn.Parameter], loss: Tensor | None) -> list[Tensor]:
+    """All numbers of a step."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return gradients if loss is None else [*gradients, loss]
 
 
 def _idle_optimizer() -> Optimizer:

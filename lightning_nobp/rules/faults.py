@@ -7,16 +7,18 @@ import torch
 from torch import Tensor, nn
 
 
-def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether all are; no says only that they may not be, since a sum of finite entries may overflow."""
-    # One pass and one number: whatever is not finite spoils a sum.
+def total(values: Iterable[Tensor]) -> Tensor:
+    """One number from one pass, on the device of the first: whatever is not finite spoils it.
+
+    The other way round it says little, since a sum of finite entries may overflow.
+    """
     sums = [value.detach().sum() for value in values]
-    return not sums or bool(torch.stack(sums).sum().isfinite())
+    return torch.stack([part.to(sums[0].device) for part in sums]).sum() if sums else torch.zeros(())
 
 
 def not_finite(values: Mapping[str, Tensor]) -> list[str]:
     """Names of those with an entry that is not finite."""
-    if all_finite(values.values()):
+    if total(values.values()).isfinite():
         return []
     return [name for name, value in values.items() if not bool(value.detach().isfinite().all())]
 

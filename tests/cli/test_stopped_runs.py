@@ -140,6 +140,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(fit, nobp
     resumed = fit("--ckpt_path=last-good")
     assert resumed.status == 0
     assert f"nobp: passed over: {folder}/last.ckpt is damaged" in resumed.err
+    assert f"nobp: goes on from {folder}/previous.ckpt" in resumed.err
     assert_equal_runs(
         "whole/digits/backprop/version_0/checkpoints/last.ckpt", resolve("last", "digits/backprop", [Path("runs")])
     )
@@ -160,14 +161,18 @@ def test_a_first_training_with_last_good_starts_from_the_beginning(fit, nobp):
     assert nobp("test", "--config=digits/symba", "--ckpt_path=last-good").status == 2
 
 
-def test_best_of_a_run_whose_newest_is_damaged_says_so(fit, nobp):
+def test_the_best_is_found_where_the_newest_is_damaged_and_refused_where_it_is_itself(fit, nobp, capsys):
     assert fit().status == 0
-    damage(Path("runs/digits/backprop/version_0/checkpoints/last.ckpt"))
-    found = nobp("test", *DIGITS, "--ckpt_path=best")
-    assert found.status == 2
-    assert found.err.startswith(
-        "nobp: --ckpt_path=best: runs/digits/backprop/version_0/checkpoints/last.ckpt is damaged"
-    )
+    folder = Path("runs/digits/backprop/version_0/checkpoints")
+    best = resolve("best", "digits/backprop", [Path("runs")])
+    assert best.name not in ("last.ckpt", "previous.ckpt")
+    damage(folder / "last.ckpt")
+    assert resolve("best", "digits/backprop", [Path("runs")]) == best
+    assert f"nobp: passed over: {folder}/last.ckpt is damaged" in capsys.readouterr().err
+    damage(best)
+    refused = nobp("test", *DIGITS, f"--ckpt_path={best}")
+    assert refused.status == 2
+    assert f"nobp: {best} is damaged" in refused.err
 
 
 def test_a_damaged_note_of_a_run_is_passed_over(fit, capsys):

@@ -2,10 +2,11 @@
 
 import reprlib
 import resource
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+from limits import time_limit
 
 from lightning_nobp.typed import is_refusal, origin
 
@@ -36,7 +37,7 @@ def outcome(
         others: Arguments that our own refusal may name as well: those with which the wrong one does not fit.
     """
     try:
-        with _at_most(seconds):
+        with time_limit(seconds, Hangs):
             return Outcome("works", call())
     except MemoryError as error:
         return Outcome("no memory", error)
@@ -58,20 +59,6 @@ def outcome(
 def where(error: BaseException) -> str:
     """The module that an error came from."""
     return str(origin(error)[0].f_globals.get("__name__", ""))
-
-
-@contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise Hangs
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from killing import PHASES, live, moments, time_limit
+from killing import PHASES, live, moments
+from limits import time_limit
 
 from lightning_nobp.checkpoints import load_checkpoint
 from lightning_nobp.cli.checkpoints import resolve

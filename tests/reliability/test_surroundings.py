@@ -31,7 +31,8 @@ import yaml
 from bad_server import FAULTS, KINDS, SAMPLES, serving
 from disks import PAGE, read_only, room, small_disk
 from fake_data import make_image_folder
-from killing import live, time_limit
+from killing import live
+from limits import time_limit
 from PIL import Image
 from test_load import NOBP, environment
 

@@ -100,16 +100,9 @@ def test_a_network_may_take_integers_if_it_can(tmp_path):
 
 
 def test_an_error_of_torch_tells_what_the_batch_was(tmp_path):
-    class Narrow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(5, 3)
-
-        def forward(self, x):
-            return self.layer(x.flatten(1))
-
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
     with pytest.raises(RuntimeError) as raised:
-        trainer(tmp_path).fit(backprop(network=Narrow(), engine="autograd"), loader())
+        trainer(tmp_path).fit(backprop(network=narrow, engine="autograd"), loader())
     given = "Backprop was given a batch (torch.float32 (16, 1, 2, 3), torch.int64 (16,))."
     assert raised.value.__notes__ == [given]
 
