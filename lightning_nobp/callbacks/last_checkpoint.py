@@ -26,7 +26,12 @@ class LastCheckpoint(ModelCheckpoint):
         # The newest need not be the best: loggers that keep checkpoints call them by these names.
         self.last_model_path, self.best_model_path = filepath, ""
         kept = _keep(Path(filepath)) if trainer.is_global_zero else None
-        super()._save_checkpoint(trainer, filepath)
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except BaseException:
+            if kept is not None:
+                kept.unlink()
+            raise
         if kept is not None:
             os.replace(kept, kept.with_name(PREVIOUS))
 

@@ -25,7 +25,7 @@ class FullDisk(DurableCheckpointIO):
 
 
 def steps(folder):
-    return {path.name: torch.load(path)["global_step"] for path in (folder / "checkpoints").glob("*.ckpt")}
+    return {path.name: torch.load(path)["global_step"] for path in (folder / "checkpoints").iterdir()}
 
 
 def fit(folder, plugin):

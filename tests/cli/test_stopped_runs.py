@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint_as_if_never_killed(fit,
     command = [sys.executable, "-c", main, "fit", *DIGITS, *quick, "--trainer.max_epochs=3"]
     killed = subprocess.run(
         [*command, "--model.network.dropout=0.3", *sending(signal.SIGKILL, 9)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL

@@ -15,7 +15,10 @@ make_tutorials = runpy.run_path(str(ROOT / "docs" / "make_tutorials.py"))
 
 def check(page, *options):
     command = [sys.executable, str(ROOT / "docs" / "make_tutorials.py"), str(page), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    # The process of W&B that an earlier test has left writes files when it likes.
+    environment.pop("WANDB_SERVICE", None)
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

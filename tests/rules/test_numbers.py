@@ -170,7 +170,9 @@ def test_an_iterable_without_batches_is_refused(tmp_path, max_epochs):
 
 
 def test_no_training_batches_may_be_asked_for(tmp_path):
-    trainer(tmp_path, limit_train_batches=0).fit(backprop(), loader())
+    run = trainer(tmp_path, limit_train_batches=0)
+    run.fit(backprop(), loader())
+    assert run.global_step == 0
 
 
 def test_a_validation_that_is_not_finite_is_said(tmp_path):
