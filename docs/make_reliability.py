@@ -18,6 +18,9 @@ from tables import markdown  # noqa: E402
 ORDER = ("kill_and_resume", "surroundings", "distributed_faults", "numbers", "load", "hostile_files")
 """What a reader asks for first; the others follow by name."""
 
+LONG = 60
+"""Rows that nobody reads from the first to the last."""
+
 INTRODUCTION = """# Reliability
 
 A training of days must survive what happens in days: a killed process, a full disk, a file cut short, a peer that
@@ -45,10 +48,20 @@ def section(file: Path, found: dict[str, Any]) -> list[str]:
     machine = f"{found['date']}, {found['processor']}, torch {found['torch']}, lightning {found['lightning']}"
     lines += ["```bash", found["command"], "```", "", f"{found['seconds']} seconds; {machine}.", ""]
     for table in found["tables"]:
-        columns = list(dict.fromkeys(column for row in table["rows"] for column in row))
-        rows = [[row.get(column, "") for column in columns] for row in table["rows"]]
-        lines += [f"### {table['title']}", "", *markdown([c.replace("_", " ") for c in columns], rows), ""]
+        lines += [f"### {table['title']}", "", *shown(table["rows"]), ""]
     return lines
+
+
+def shown(counted: list[dict[str, Any]]) -> list[str]:
+    """A table; of a long one its sums, and the rows for whoever unfolds them."""
+    columns = list(dict.fromkeys(column for row in counted for column in row))
+    heads = [column.replace("_", " ") for column in columns]
+    rows = [[row.get(column, "") for column in columns] for row in counted]
+    if len(rows) <= LONG:
+        return markdown(heads, rows)
+    sums = [f"all {len(rows)}", *(sum(column) for column in list(zip(*rows, strict=True))[1:])]
+    folded = ["<details><summary>each of them</summary>", "", *markdown(heads, rows), "", "</details>"]
+    return [*markdown(heads, [sums]), "", *folded]
 
 
 if __name__ == "__main__":
