@@ -1,6 +1,7 @@
-"""A callback that stops its own process, for the command line in tests."""
+"""Callbacks that stop their own process, for the command line in tests."""
 
 import os
+import signal
 import time
 
 from lightning.pytorch import Callback
@@ -25,3 +26,14 @@ class Signal(Callback):
             os.kill(os.getpid(), self.signum)
             # Another thread may have taken it: Python answers in this one, a little later.
             time.sleep(0.1)
+
+
+class SignalIn(Callback):
+    """Interrupts this process in a hook of callbacks."""
+
+    def __init__(self, moment: str) -> None:
+        setattr(self, moment, self._send)
+
+    def _send(self, *_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)

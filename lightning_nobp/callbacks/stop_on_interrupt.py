@@ -22,14 +22,22 @@ class StopOnInterrupt(Callback):
         """Whether it was Ctrl+C that stopped the training."""
         self._before: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signal over."""
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._stop)
+        self._take(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signal over, if there was no sanity check."""
+        self._take(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give it back."""
         self._give_back()
+
+    def _take(self, trainer: Trainer) -> None:
+        alone = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+        if alone and self._before is None and not self.interrupted:
+            self._before = signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         print("\nStopping after this batch; Ctrl+C again stops at once.", file=sys.stderr)

@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"nobp: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("nobp: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         # Of a file, which it names: where in the code it arose tells a user nothing.
         print(f"nobp: {error}", file=sys.stderr)

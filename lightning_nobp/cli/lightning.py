@@ -172,6 +172,11 @@ class NobpCLI(LightningCLI):
             raise
         except SIGTERMException as stop:
             raise SIGTERMException(self._say_stopped()) from stop
+        except SystemExit as end:
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            # Lightning's own answer to Ctrl+C, whose exit status is that of any error.
+            raise KeyboardInterrupt from end
 
     def _say_stopped(self) -> int:
         """Tell where a run that a signal stopped was saved; returns the exit status that says so."""
@@ -266,6 +271,9 @@ def main(arguments: list[str]) -> int:
         status = int(stop.code or 0)
         finish(exit_code=status)
         return status
+    except KeyboardInterrupt:
+        finish(exit_code=130)
+        raise
     except _SAY_ENOUGH as error:
         print(f"nobp: {_said(error)}", file=sys.stderr)
         finish(exit_code=1)

@@ -101,8 +101,18 @@ def test_a_second_interrupt_stops_at_once(fit):
     # Jobs in the background start with interrupts ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stopped = fit(*sending(signal.SIGINT, 5, times=2))
-    assert stopped.status == 1
+    assert stopped.status == 130
+    assert stopped.err.endswith("nobp: interrupted\n")
     assert checkpoint(resolve("last", "digits/backprop", [Path("runs")]))["global_step"] == 4
+
+
+@pytest.mark.parametrize("moment", ["setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end"])
+def test_an_interrupt_before_the_first_batch_ends_with_its_own_status(fit, moment):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stopped = fit("--trainer.callbacks=signalling.SignalIn", f"--trainer.callbacks.moment={moment}")
+    assert stopped.status == 130
+    assert re.search(r"^nobp: (interrupted|stopped after step [01]\b.*)$", stopped.err, re.MULTILINE)
+    assert fit("--ckpt_path=last-good").status == 0
 
 
 def test_the_answer_to_interrupts_is_given_back(fit):

@@ -98,7 +98,8 @@ def _mark(shared: mmap.mmap, number: int, owner: type, name: str) -> None:
 
 
 def _strike(child: int, shared: mmap.mmap, moment: Moment, signum: int) -> str | None:
-    if not _wait(child, lambda: shared[0] > 0):
+    # Not before: there is nothing to save in the check of the validation that comes first.
+    if not _wait(child, lambda: shared[0] == PHASES.index("training")):
         return None
     time.sleep(moment.delay)
     wanted = PHASES.index(moment.phase)
