@@ -124,7 +124,7 @@ def _load(checkpoint: Path) -> tuple[_Exportable, dict[str, Any]]:
     content = load_checkpoint(checkpoint)
     try:
         _import_own(content)
-        rule = LightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
+        rule = LightningModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
         # Built and filled in float32, whatever the run's precision was.
         rule.to(_dtype(content)).load_state_dict(content["state_dict"], strict=rule.strict_loading)
     except Exception as error:  # whatever a file that is no checkpoint makes torch raise

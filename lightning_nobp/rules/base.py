@@ -6,8 +6,9 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Literal, cast, final
+from typing import IO, Any, ClassVar, Literal, Self, cast, final
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_nobp.checkpoints import load_checkpoint
 from lightning_nobp.rules.accumulation import GradientAccumulator, RunningMeans
 from lightning_nobp.rules.agreement import (
     check_agreement,
@@ -522,6 +524,35 @@ class LearningRule(Typed, LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._restored = checkpoint.get(_STATE_KEY)
             self._first_step = checkpoint.get("global_step", 0)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The rule of a checkpoint, see :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
+
+        Args:
+            checkpoint_path: A file, an address or a file that is open.
+            map_location: The device of its tensors.
+            hparams_file: Arguments of the constructor that stand in a file of their own.
+            strict: Whether its weights must be all those of the rule; None for the rule's own answer.
+            weights_only: Whether a checkpoint that holds more than tensors and plain values, as none of a rule does, is
+                refused. Whoever loads such a file runs the code in it.
+            **kwargs: Arguments of the constructor that take the place of those in the checkpoint.
+
+        Raises:
+            DamagedCheckpointError: The file is damaged, no checkpoint, or holds what ``weights_only`` refuses.
+            FileNotFoundError: There is no such file.
+        """
+        if isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path):
+            load_checkpoint(checkpoint_path, weights_only=weights_only is not False)
+        return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
     def _remember_arguments(self, constructor: FrameType) -> None:
         """Fill ``self.hparams`` with what the outermost constructor was given, in plain form."""

@@ -3,7 +3,9 @@
 import copy
 import pickle
 from functools import partial
+from pathlib import Path
 
+import hostile_files as hostile
 import lightning as L
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from toys import backprop, loader, trainer, weights
 
+from lightning_nobp.checkpoints import DamagedCheckpointError
 from lightning_nobp.nn import CNN, MLP, Residual
 from lightning_nobp.rules import Backprop, LearningRule
 from lightning_nobp.rules.hyperparameters import to_plain
@@ -76,6 +79,28 @@ def test_rule_built_in_python_comes_back_whole(tmp_path, name):
         assert type(optimizer) is torch.optim.Adam
         assert (optimizer.param_groups[0]["lr"], tuple(optimizer.param_groups[0]["betas"])) == (0.5, (0.8, 0.9))
         assert scheduler.step_size == 3
+
+
+@pytest.mark.parametrize("save", hostile.SAVED_WITH_CODE.values(), ids=hostile.SAVED_WITH_CODE)
+def test_a_checkpoint_with_code_is_loaded_only_where_that_is_asked_for(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    path = train_and_save(tmp_path, backprop())
+    save(torch.load(path, weights_only=True) | {"note": hostile.Code()}, path)
+    with pytest.raises(DamagedCheckpointError, match=r"rule\.ckpt"):
+        Backprop.load_from_checkpoint(path)
+    assert not Path(hostile.TOUCHED).exists()
+
+
+def test_whoever_trusts_a_checkpoint_may_load_what_is_in_it(tmp_path):
+    path = train_and_save(tmp_path, backprop())
+    torch.save(torch.load(path, weights_only=True) | {"note": partial(int)}, path)
+    assert isinstance(Backprop.load_from_checkpoint(str(path), weights_only=False), Backprop)
+
+
+def test_a_rule_is_loaded_from_an_open_file(tmp_path):
+    rule = backprop()
+    with train_and_save(tmp_path, rule).open("rb") as file:
+        assert torch.equal(weights(Backprop.load_from_checkpoint(file, network=rule.network)), weights(rule))
 
 
 def configured(rule):
