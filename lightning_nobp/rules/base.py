@@ -223,6 +223,8 @@ class LearningRule(Typed, LightningModule):
             self._buffers_before = [buffer.detach().clone() for buffer in self.buffers()]
         with self._explained(batch):
             found = self.compute_gradients(batch)
+        if not isinstance(found, Mapping):
+            raise TypeError(f"compute_gradients returned {found!r}: give values by name, {{'loss': loss}} or {{}}")
         # Plain numbers come from the CPU, and are summed beside the others.
         values = {n: scalar(n, value).to(self.device) for n, value in found.items()}
         num_samples = self.num_samples(batch)

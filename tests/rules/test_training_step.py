@@ -438,3 +438,25 @@ def test_every_argument_has_a_default(rule):
 @pytest.mark.parametrize("name", ["layer", "saved_models"])
 def test_names_that_checkpointing_would_mistake_are_free(name):
     assert not hasattr(backprop(), name)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (None, r"returned None: give values by name, \{'loss': loss\} or \{\}"),
+        (torch.tensor(1.0), r"returned tensor\(1\.\): give values by name"),
+        ({"loss": torch.ones(2, 3)}, r"returned a tensor of shape \(2, 3\) as 'loss': a value to log is one number"),
+        ({"loss": "small"}, "returned a str as 'loss': a value to log is one number"),
+    ],
+)
+def test_a_rule_that_returns_no_numbers_by_name_is_told_so(tmp_path, returned, said):
+    class Returning(LearningRule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def compute_gradients(self, batch):
+            return returned
+
+    with pytest.raises(TypeError, match=said):
+        trainer(tmp_path).fit(Returning(), loader())
