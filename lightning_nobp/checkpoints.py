@@ -115,6 +115,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu", weights_only: b
     content = load_whole(path, map_location, weights_only)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise DamagedCheckpointError(f"{path} is no checkpoint of a training: it has no 'state_dict'")
+    for name in ("hyper_parameters", "callbacks"):
+        if not isinstance(content.get(name, {}), dict):
+            raise DamagedCheckpointError(f"{path} is no checkpoint of a training: its {name!r} are no dictionary")
     return content
 
 
@@ -139,6 +142,8 @@ def load_whole(path: str | Path, map_location: Any = "cpu", weights_only: bool =
         return torch.load(path, map_location=map_location, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         raise UnsafeCheckpointError(_refusal(path, error)) from error
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a damaged pickle makes of itself
         raise DamagedCheckpointError(f"{path} is no checkpoint that torch can read: {_first_line(error)}") from error
 
@@ -152,7 +157,7 @@ def _check_archive(path: Path) -> None:
             inflates = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             inflates |= sum(entry.file_size for entry in entries) > path.stat().st_size
             wrong = None if inflates else archive.testzip()
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged directory makes zipfile do, or the disk say
         raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({error}). {_INSTEAD}") from error

@@ -4,7 +4,9 @@ import linecache
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from inspect import Parameter, signature
-from numbers import Integral, Real
+from numbers import Complex, Integral, Real
+from os import PathLike
+from pathlib import Path
 from types import FrameType, NoneType, UnionType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -63,7 +65,7 @@ def explained(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except _FAILURES as error:
             if is_refusal(error) or "allocate" in str(error):
                 raise
-            given = signature(function).bind(*args, **kwargs).arguments
+            given = _arguments(function, args, kwargs, error)
             for name, kind in _hints(function).items():
                 if name in given:
                     check_type(name, given[name], kind)
@@ -84,13 +86,23 @@ def _blaming(constructor: Callable[..., None]) -> Callable[..., None]:
         try:
             constructor(self, *args, **kwargs)
         except Exception as error:
-            given = signature(constructor).bind(self, *args, **kwargs).arguments
+            given = _arguments(constructor, (self, *args), kwargs, error)
             del given[next(iter(given))]
             if _is_of_others(error) or "allocate" in str(error) or any(name in str(error) for name in given):
                 raise
             raise _told(f"{type(self).__name__} cannot be made with", given, error) from error
 
     return build
+
+
+def _arguments(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> dict[str, Any]:
+    """What a call was given, by name; where it does not fit the signature, ``error`` says so itself."""
+    try:
+        return signature(function).bind(*args, **kwargs).arguments
+    except TypeError:
+        raise error from None
 
 
 def _told(what: str, given: Mapping[str, Any], error: Exception) -> Exception:
@@ -152,7 +164,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
             or_none = ", or None" if NoneType in parts else ""
             raise TypeError(f"{name}={_shown(value)} is no whole number: give an int, like 8{or_none}")
         raise TypeError(f"{name}={_shown(value)} is of type {type(value).__name__}: give {_readable(kind)}")
-    for number in _numbers(value):
+    for number in () if kind is Any else _numbers(value):
         if number != number:
             raise ValueError(f"{name}={_shown(value)} must be finite: NaN is no number")
         if isinstance(number, Integral) and not -(2**63) <= int(number) < 2**63:
@@ -179,7 +191,7 @@ def _annotations(cls: type) -> tuple[list[Parameter], dict[str, Parameter]]:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except (NameError, SyntaxError, TypeError):  # a type imported for type checkers alone, or words
+    except (AttributeError, NameError, SyntaxError, TypeError):  # a type imported for type checkers alone, or words
         return {}
 
 
@@ -204,6 +216,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         # numpy's numbers too, but True is no size.
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if kind is complex:
+        return isinstance(value, Complex) and not isinstance(value, bool)
+    if kind is Path:
+        return isinstance(value, str | PathLike)
     if kind is NoneType or kind is None:
         return value is None
     if kind is bool:

@@ -125,6 +125,13 @@ def test_what_is_no_checkpoint_of_a_training_is_refused(tmp_path, content):
         load_checkpoint(tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize("name", ["hyper_parameters", "callbacks"])
+def test_a_checkpoint_with_parts_of_another_kind_is_refused(tmp_path, name):
+    torch.save({"state_dict": {}, name: [1]}, tmp_path / "other.ckpt")
+    with pytest.raises(DamagedCheckpointError, match=f"'{name}' are no dictionary"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.ckpt", "w") as archive:
         archive.writestr("readme.txt", "hello")

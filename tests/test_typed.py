@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from lightning_nobp.functional.quaternion import hamilton_product, quaternion_linear
 from lightning_nobp.metrics import DecisionTime
+from lightning_nobp.nn import QuaternionLinear
 from lightning_nobp.typed import Typed, explained
 
 
@@ -84,6 +86,23 @@ def test_arguments_by_place_are_checked_too_and_unknown_ones_left_to_python():
         Thing((1,), "x")
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         Thing(colour="red")
+
+
+def test_numbers_and_paths_pass_where_wider_ones_are_asked_for_and_nothing_is_asked_without_annotation():
+    class Wide(Typed):
+        def __init__(self, phase: complex = 1j, folder: Path = Path(), fill=0.0):
+            pass
+
+    assert isinstance(Wide(1.0, "a", float("nan")), Wide)
+    with pytest.raises(TypeError, match="phase='x' is of type str: give complex"):
+        Wide("x")
+
+
+def test_missing_arguments_are_left_to_python():
+    with pytest.raises(TypeError, match=r"hamilton_product\(\) missing 1 required positional argument"):
+        hamilton_product(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match=r"QuaternionLinear.__init__\(\) missing"):
+        QuaternionLinear()
 
 
 def test_what_torch_stumbles_over_is_told_by_name_and_shape():

@@ -22,6 +22,10 @@ class StopOnInterrupt(Callback):
         """Whether it was Ctrl+C that stopped the training."""
         self._before: Any = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew."""
+        self.interrupted = False
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signal over."""
         self._take(trainer)
@@ -29,6 +33,10 @@ class StopOnInterrupt(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signal over, if there was no sanity check."""
         self._take(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give it back: after an error Lightning calls no teardown."""
+        self._give_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give it back."""

@@ -133,6 +133,12 @@ class NobpCLI(LightningCLI):
         if arguments:
             self.config = self.parser.parse_object({command: {"model": arguments}}, self.config)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UsageError(f"--seed_everything: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Say where predictions go, and what weights there are to start with."""
         if self.subcommand is None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lightning_nobp.cli import recipes
 from lightning_nobp.cli.index import RULES
+from lightning_nobp.files import write_whole
 
 
 def main(arguments: list[str]) -> int:
@@ -99,12 +100,9 @@ def copy(name: str, destination: Path) -> int:
     """Write a recipe to a file of the user's own; an existing file stays as it is."""
     source = recipes.find(name)
     target = destination / source.name if destination.is_dir() else destination
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x") as file:
-            file.write(source.read_text())
-    except FileExistsError:
-        raise recipes.UsageError(f"{target} exists: give another destination, or remove it first") from None
+    if target.exists():
+        raise recipes.UsageError(f"{target} exists: give another destination, or remove it first")
+    write_whole(target, source.read_text())
     print(target)
     if name in recipes.recipe_names():
         print(f"next: nobp fit --config {target}")

@@ -123,7 +123,10 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
 
 def _read_row(path: Path, row: list[str], line: int, columns: int) -> list[float]:
     """Its numbers, and nan for what is none; nothing of an empty line or a comment."""
-    if (row and row[0].startswith("#")) or (len(row) < 2 and not "".join(row).strip()):
+    comment = next((k for k, cell in enumerate(row) if "#" in cell), None)
+    if comment is not None:
+        row = [*row[:comment], row[comment].partition("#")[0]]
+    if len(row) < 2 and not "".join(row).strip():
         return []
     if len(row) != columns:
         raise ValueError(f"{path}: {columns} names in the header, but {len(row)} columns in line {line}")

@@ -178,6 +178,8 @@ class LearningRule(Typed, LightningModule):
         try:
             yield
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if "allocate" in str(error):  # of torch, on any device: there is not enough memory
+                raise
             try:
                 self.find_fault(batch)
             except (TypeError, ValueError) as reason:
@@ -380,7 +382,8 @@ class LearningRule(Typed, LightningModule):
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
         parameters = self.optimised()
         # Something must be stepped once a batch, or Lightning counts no steps and saves no checkpoints.
-        optimizer = self._optimizer_factory(parameters) if parameters else _idle_optimizer()
+        with _naming("optimizer"):
+            optimizer = self._optimizer_factory(parameters) if parameters else _idle_optimizer()
         if isinstance(optimizer, torch.optim.LBFGS):
             raise MisconfigurationException(
                 "optimizer=LBFGS evaluates the loss several times a step, but here gets one gradient: take another"
@@ -392,8 +395,10 @@ class LearningRule(Typed, LightningModule):
             group.update({name: value.item() for name, value in group.items() if isinstance(value, np.generic)})
         if self._scheduler_factory is None:
             return optimizer
+        with _naming("lr_scheduler"):
+            made = self._scheduler_factory(optimizer)
         scheduler = {
-            "scheduler": self._scheduler_factory(optimizer),
+            "scheduler": made,
             "interval": self.lr_scheduler_interval,
             "frequency": self.lr_scheduler_frequency,
         }
@@ -575,6 +580,15 @@ def _step(parameters: list[nn.Parameter], loss: Tensor | None) -> list[Tensor]:
 
 def _idle_optimizer() -> Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(()), requires_grad=False)], lr=0.0)
+
+
+@contextmanager
+def _naming(argument: str) -> Iterator[None]:
+    """Let what torch refuses name the argument that it came in."""
+    try:
+        yield
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise MisconfigurationException(f"{argument}: {str(error) or type(error).__name__}") from error
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -1,6 +1,7 @@
 """What is found in a batch, and what a rule found out about it."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def first_tensor(batch: Any) -> Tensor | None:
 
 def scalar(name: str, value: Any) -> Tensor:
     """A value to log as a tensor without dimensions."""
-    if isinstance(value, int | float):
+    if isinstance(value, Real):  # numpy's too
         return torch.tensor(float(value))
     if not isinstance(value, Tensor) or value.numel() != 1:
         kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,6 +1,8 @@
 """The base of every rule that trains a classifier."""
 
 import math
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -190,8 +192,8 @@ class ClassificationRule(LearningRule):
             return
         self._check_inputs(x)
         weights = next((p.dtype for p in self.parameters() if p.is_floating_point()), self.dtype)
-        # Whole numbers may be meant: indices of an embedding.
-        if x.dtype != weights and (x.is_floating_point() or x.dtype == torch.uint8):
+        # Whole numbers may be meant: indices of an embedding. A network may also convert them, and fail elsewhere.
+        if x.dtype != weights and (x.is_floating_point() or x.dtype == torch.uint8) and _is_of_types(sys.exception()):
             raise ValueError(
                 f"inputs of type {x.dtype} do not fit the weights, {weights}: convert them first, for images of bytes "
                 "x.float() / 255"
@@ -346,6 +348,11 @@ def loss_of_module(loss: nn.Module, scores: Tensor, target: Tensor) -> Tensor:
             "reduction='mean'"
         )
     return found
+
+
+def _is_of_types(error: BaseException | None) -> bool:
+    """Whether torch complains of a type, or nothing has failed yet."""
+    return error is None or bool(re.search("type|not implemented for", str(error)))
 
 
 def _are_integers(target: Any) -> bool:

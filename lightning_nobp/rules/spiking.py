@@ -288,6 +288,8 @@ class SpikeTimingBackprop(ClassificationRule):
         joined = torch.cat([part.to(x) for part in gather_from_ranks(x.cpu())])
         if self.on_nonfinite == "skip":
             joined = joined[joined.flatten(1).isfinite().all(1)]
+            if not len(joined):
+                return
         if scales:
             initialise_from_data(network, joined, self.t_ref, self.gain, only_new=True)
         else:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from toys import backprop, loader, trainer
 
+from lightning_nobp.callbacks import StopOnInterrupt
 from lightning_nobp.cli.checkpoints import resolve
 
 DIGITS = ("--config", "digits/backprop")
@@ -121,6 +124,19 @@ def test_the_answer_to_interrupts_is_given_back(fit):
     assert signal.getsignal(signal.SIGINT) is before
     fit(*sending(signal.SIGINT, 5))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_gives_interrupts_back_and_the_callback_can_be_used_again(tmp_path):
+    class Failing(Callback):
+        def on_train_batch_end(self, *_):
+            raise ValueError("stop")
+
+    before, stop = signal.getsignal(signal.SIGINT), StopOnInterrupt()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="stop"):
+            trainer(tmp_path, callbacks=[stop, Failing()]).fit(backprop(), loader())
+        assert signal.getsignal(signal.SIGINT) is before
+        assert stop._before is None
 
 
 def test_the_checkpoint_before_the_last_is_kept(fit):

@@ -217,6 +217,6 @@ def test_of_several_trajectories_the_bad_one_is_named(tmp_path):
 
 def test_a_table_may_hold_comments_empty_lines_and_gaps(tmp_path):
     path = tmp_path / "series.csv"
-    path.write_text('a.x,a.y\n1,"2"\n\n# a comment\n 3 ,\n x,1e400\n')
+    path.write_text('a.x,a.y\n1,"2"\n\n# a, comment\n # b\n 3 , # none, yet\n x,1e400 # much\n')
     [x] = read_series(path).trajectories
     assert torch.equal(x[:, 0].nan_to_num(-1, 9), torch.tensor([[1, 2], [3, -1], [-1, 9]], dtype=torch.float64))

@@ -99,6 +99,21 @@ def test_a_network_may_take_integers_if_it_can(tmp_path):
     assert run.global_step == 6
 
 
+def test_a_network_that_takes_bytes_and_fails_elsewhere_says_so(tmp_path):
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            raise ValueError("the moon is in the way")
+
+    x, target = blobs().tensors
+    data = DataLoader(TensorDataset(x.to(torch.uint8), target), 16)
+    with pytest.raises(ValueError, match=r"^the moon is in the way"):
+        trainer(tmp_path).fit(backprop(network=Failing(), engine="autograd"), data)
+
+
 def test_an_error_of_torch_tells_what_the_batch_was(tmp_path):
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
     with pytest.raises(RuntimeError) as raised:

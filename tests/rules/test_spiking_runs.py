@@ -9,7 +9,8 @@ from ddp_training import FORKED, load, train_spiking
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from resuming import assert_resumed_equals_whole
 from torch import nn
-from toys import loader, trainer, weights
+from torch.utils.data import DataLoader, TensorDataset
+from toys import blobs, loader, trainer, weights
 
 from lightning_nobp.callbacks import GradientAlignment
 from lightning_nobp.datamodules import DigitsDataModule, XORDataModule, YinYangDataModule
@@ -156,3 +157,13 @@ def test_yin_and_yang_are_learnt_as_no_linear_classifier_does(tmp_path, loss):
     run = trainer(tmp_path, max_epochs=6)
     run.fit(rule, datamodule=YinYangDataModule(num_train=2000, val_size=500, batch_size=50))
     assert run.callback_metrics["val/accuracy"] > 0.75
+
+
+def test_a_first_batch_of_nothing_but_nan_is_skipped(tmp_path):
+    x, target = blobs().tensors
+    x[:16] = torch.nan
+    rule = SpikeTimingBackprop(network="mlp", num_classes=3, input_shape=(1, 2, 3), on_nonfinite="skip")
+    run = trainer(tmp_path)
+    run.fit(rule, DataLoader(TensorDataset(x, target), 16))
+    assert run.callback_metrics["train/skipped_steps"] == 1
+    assert weights(rule).isfinite().all()

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -460,3 +461,29 @@ def test_a_rule_that_returns_no_numbers_by_name_is_told_so(tmp_path, returned, s
 
     with pytest.raises(TypeError, match=said):
         trainer(tmp_path).fit(Returning(), loader())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"optimizer": partial(torch.optim.SGD, lr=-0.1)}, "optimizer: Invalid learning rate: -0.1"),
+        ({"lr_scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gama=1)}, "lr_scheduler: .*gama"),
+    ],
+)
+def test_what_an_optimizer_or_a_scheduler_refuses_is_told_by_the_argument(tmp_path, arguments, said):
+    with pytest.raises(MisconfigurationException, match=said):
+        trainer(tmp_path).fit(backprop(**arguments), loader())
+
+
+def test_a_loss_may_be_a_number_of_numpy(tmp_path):
+    class Returning(LearningRule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def compute_gradients(self, batch):
+            return {"loss": np.float32(0.5)}
+
+    run = trainer(tmp_path)
+    run.fit(Returning(), loader())
+    assert run.callback_metrics["train/loss_epoch"] == 0.5
