@@ -53,6 +53,7 @@ def test_patterns_name_recipes_once_and_no_loggers():
         (["compare", "digits/backprob"], "'digits/backprob'; did you mean digits/backprop"),
         (["list", "digts/backprop"], "'digts/backprop'; did you mean digits/backprop"),
         ([*DIGITS, "--model=Backprob"], "--model=Backprob: no such class; did you mean Backprop"),
+        ([*DIGITS, "--seed_everything=-1"], "--seed_everything: -1 is not in bounds"),
         (
             [*DIGITS, "--data", "DigitDataModule"],
             "--data=DigitDataModule: no such class; did you mean DigitsDataModule",
